@@ -1,0 +1,1 @@
+"""Boots as they happen, and the tokens that belong to them."""

@@ -1,0 +1,279 @@
+"""Boots as they happen: what each machine asked for, got, and how it ended.
+
+Pure: no clock, no socket, no logger. `now` is monotonic seconds (``loop.time()``); wall-clock times
+for people are `now` plus the offset given to `Boots`. Memory is bounded by what the operator wrote
+(nodes) plus a fixed number of unknown MACs.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address
+from typing import Any, Final
+
+from bootd.model import Arch, ClientKind, Mac
+
+MAX_STEPS: Final = 64
+"""Steps kept of one boot; past it the oldest but the first eight go."""
+KEPT_BOOTS: Final = 3
+"""Earlier boots kept for each node."""
+
+
+class Stage(StrEnum):
+    """What a boot goes through, in order."""
+
+    DHCP = "dhcp"
+    LOADER = "loader"
+    SCRIPT = "script"
+    KERNEL = "kernel"
+    INITRAMFS = "initramfs"
+    IMAGE = "image"
+    OVERLAY = "overlay"
+    RUNTIME = "runtime"
+    UP = "up"
+    FAIL = "fail"
+
+
+_ORDER: Final = {stage: number for number, stage in enumerate(Stage)}
+
+
+@dataclass(slots=True)
+class Step:
+    """One thing a node asked for. Seconds are monotonic; `size` and `sent` are bytes.
+
+    `outcome` is empty while it runs, then ``ok`` or a reason (``aborted``, ``timed-out``, …).
+    """
+
+    stage: Stage
+    begun: float
+    detail: str = ""
+    size: int | None = None
+    sent: int = 0
+    ended: float | None = None
+    outcome: str = ""
+
+
+@dataclass(slots=True)
+class Boot:
+    """One boot of one machine, from its first DHCP packet to up or fail."""
+
+    id: str
+    mac: Mac
+    node: str | None
+    started: float
+    seen: float
+    kind: ClientKind | None = None
+    arch: Arch | int | None = None
+    address: IPv4Address | None = None
+    """The address the machine has, as far as its DHCP exchange or a request told."""
+    steps: list[Step] = field(default_factory=list)
+    outcome: str = ""
+    """Empty while booting, then ``up`` or ``failed``."""
+    error: str = ""
+    ended: float | None = None
+    window: float = 0.0
+    """Monotonic time until which a token may be given out (PRODUCT.md, Identity and secrets)."""
+
+    @property
+    def stage(self) -> Stage:
+        """The furthest stage reached; `Stage.DHCP` before any."""
+        if self.outcome == "up":
+            return Stage.UP
+        if self.outcome == "failed":
+            return Stage.FAIL
+        return max((step.stage for step in self.steps), key=_ORDER.__getitem__, default=Stage.DHCP)
+
+    def reached(self, stage: Stage) -> bool:
+        """True where a step of this stage or a later one was seen."""
+        return any(_ORDER[step.stage] >= _ORDER[stage] for step in self.steps)
+
+
+@dataclass(slots=True)
+class _Machine:
+    boot: Boot
+    previous: deque[Boot] = field(default_factory=lambda: deque(maxlen=KEPT_BOOTS))
+
+
+class Boots:
+    """All machines' boots. Shells report here; status, timeline and tokens read here.
+
+    `new_id` makes a boot id (8 bytes in hex); `window` is ``security.boot_window`` in seconds;
+    `offset` is wall-clock minus monotonic seconds; `max_unknown` bounds MACs that no node names.
+    """
+
+    def __init__(
+        self,
+        *,
+        new_id: Callable[[], str],
+        window: float = 600.0,
+        offset: float = 0.0,
+        max_unknown: int = 1024,
+    ) -> None:
+        self._new_id = new_id
+        self.window = window
+        self.offset = offset
+        self._max_unknown = max_unknown
+        self._known: dict[Mac, _Machine] = {}
+        self._unknown: OrderedDict[Mac, _Machine] = OrderedDict()
+
+    def of(self, mac: Mac) -> Boot | None:
+        """The latest boot of this MAC, or None."""
+        machine = self._known.get(mac) or self._unknown.get(mac)
+        return machine.boot if machine is not None else None
+
+    def history(self, mac: Mac) -> tuple[Boot, ...]:
+        """All boots kept of this MAC, oldest first."""
+        machine = self._known.get(mac) or self._unknown.get(mac)
+        return (*machine.previous, machine.boot) if machine is not None else ()
+
+    def __iter__(self) -> Iterator[Boot]:
+        for machines in (self._known, self._unknown):
+            for machine in list(machines.values()):
+                yield machine.boot
+
+    def discover(
+        self, mac: Mac, node: str | None, kind: ClientKind, arch: Arch | int | None, now: float
+    ) -> Boot:
+        """A DISCOVER arrived from a boot client: the boot it belongs to, new or going on."""
+        boot = self.of(mac)
+        if boot is None or self._restarted(boot, kind, now):
+            boot = self._start(Boot(self._new_id(), mac, node, now, now, kind, arch))
+        elif node != boot.node:
+            self._rename(boot, node)
+        boot.seen = now
+        boot.window = now + self.window
+        return boot
+
+    def adopt(self, mac: Mac, boot_id: str, node: str, window: float, now: float) -> Boot:
+        """A valid token names a boot that this process did not see begin (it was restarted)."""
+        boot = self.of(mac)
+        if boot is not None and boot.id == boot_id:
+            return boot
+        return self._start(Boot(boot_id, mac, node, now, now, window=window))
+
+    def begin(
+        self, mac: Mac, stage: Stage, now: float, *, detail: str = "", size: int | None = None
+    ) -> Step | None:
+        """A step begins; the shell counts ``step.sent`` up and calls `finish`. None: no boot."""
+        boot = self.of(mac)
+        if boot is None:
+            return None
+        step = Step(stage, now, detail, size)
+        self._add(boot, step, now)
+        return step
+
+    def finish(self, step: Step | None, now: float, outcome: str = "ok") -> None:
+        """A step ends. A None step (no boot known) is accepted and ignored."""
+        if step is not None:
+            step.ended = now
+            step.outcome = outcome
+
+    def note(
+        self,
+        mac: Mac,
+        stage: Stage,
+        now: float,
+        *,
+        detail: str = "",
+        size: int | None = None,
+        outcome: str = "ok",
+    ) -> Boot | None:
+        """A step that is over when it is reported. Equal ones in a row are kept as one."""
+        boot = self.of(mac)
+        if boot is None:
+            return None
+        last = boot.steps[-1] if boot.steps else None
+        if last is not None and (last.stage, last.detail, last.outcome) == (stage, detail, outcome):
+            boot.seen = last.ended = now
+            return boot
+        self._add(boot, Step(stage, now, detail, size, size or 0, now, outcome), now)
+        return boot
+
+    def up(self, boot: Boot, now: float) -> None:
+        """The node reported that it is up: the boot ends well and its window closes."""
+        self._add(boot, Step(Stage.UP, now, ended=now, outcome="ok"), now)
+        boot.outcome, boot.error, boot.ended, boot.window = "up", "", now, now
+
+    def fail(self, boot: Boot, now: float, error: str) -> None:
+        """The node's script reported a failing step; it may yet retry and come up."""
+        self._add(boot, Step(Stage.FAIL, now, error, ended=now, outcome="failed"), now)
+        boot.outcome, boot.error, boot.ended = "failed", error, now
+
+    def retrying(self, boot: Boot) -> None:
+        """A boot that had reported a failure goes on: it is booting again."""
+        if boot.outcome == "failed":
+            boot.outcome, boot.ended = "", None
+
+    def rename(self, names: Callable[[Mac], str | None]) -> None:
+        """After a reload: `names` tells which node a MAC is now, so boots move with it."""
+        for boot in list(self):
+            node = names(boot.mac)
+            if node != boot.node:
+                self._rename(boot, node)
+
+    def _restarted(self, boot: Boot, kind: ClientKind, now: float) -> bool:
+        if boot.outcome == "up" or now > boot.window:
+            return True
+        if kind is ClientKind.IPXE:
+            return boot.reached(Stage.SCRIPT)
+        return boot.reached(Stage.LOADER)
+
+    def _start(self, boot: Boot) -> Boot:
+        machines = self._known if boot.node is not None else self._unknown
+        old = self._known.pop(boot.mac, None) or self._unknown.pop(boot.mac, None)
+        machine = _Machine(boot)
+        if old is not None:
+            machine.previous.extend((*old.previous, old.boot))
+        machines[boot.mac] = machine
+        while len(self._unknown) > self._max_unknown:
+            self._unknown.popitem(last=False)
+        return boot
+
+    def _rename(self, boot: Boot, node: str | None) -> None:
+        machine = self._known.pop(boot.mac, None) or self._unknown.pop(boot.mac, None)
+        boot.node = node
+        if machine is not None:
+            (self._known if node is not None else self._unknown)[boot.mac] = machine
+        while len(self._unknown) > self._max_unknown:
+            self._unknown.popitem(last=False)
+
+    def _add(self, boot: Boot, step: Step, now: float) -> None:
+        boot.seen = now
+        boot.steps.append(step)
+        if len(boot.steps) > MAX_STEPS:
+            del boot.steps[8]
+
+    def describe(self, boot: Boot, now: float) -> dict[str, Any]:
+        """The boot as plain values for JSON: wall-clock seconds, bytes, per cent, bytes a second."""
+        return {
+            "boot": boot.id,
+            "mac": boot.mac,
+            "node": boot.node,
+            "stage": boot.stage.value,
+            "outcome": boot.outcome or "booting",
+            "error": boot.error,
+            "firmware": boot.kind.value if boot.kind is not None else None,
+            "arch": int(boot.arch) if boot.arch is not None else None,
+            "address": str(boot.address) if boot.address is not None else None,
+            "started": round(boot.started + self.offset, 3),
+            "seen": round(boot.seen + self.offset, 3),
+            "age": round(now - boot.seen, 3),
+            "seconds": round((boot.ended if boot.ended is not None else now) - boot.started, 3),
+            "steps": [self._describe_step(boot, step, now) for step in boot.steps],
+        }
+
+    def _describe_step(self, boot: Boot, step: Step, now: float) -> dict[str, Any]:
+        seconds = (step.ended if step.ended is not None else now) - step.begun
+        return {
+            "stage": step.stage.value,
+            "at": round(step.begun + self.offset, 3),
+            "after": round(step.begun - boot.started, 3),
+            "seconds": round(seconds, 3),
+            "detail": step.detail,
+            "bytes": step.sent,
+            "size": step.size,
+            "outcome": step.outcome or "running",
+        }

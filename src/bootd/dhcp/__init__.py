@@ -1,0 +1,1 @@
+"""ProxyDHCP and reservations: wire format, policy, sockets."""

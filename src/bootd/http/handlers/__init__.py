@@ -1,0 +1,1 @@
+"""One file per group of routes: request to pure call to response."""

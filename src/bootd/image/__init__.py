@@ -1,0 +1,1 @@
+"""Images: import, generations, what is inside."""

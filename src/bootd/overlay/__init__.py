@@ -1,0 +1,1 @@
+"""Overlays: trees of files and templates that become newc archives."""

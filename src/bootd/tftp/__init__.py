@@ -1,0 +1,1 @@
+"""TFTP read transfers: wire format, state machine, sockets."""
