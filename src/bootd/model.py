@@ -384,7 +384,7 @@ class ServerAddress:
 class BootPlan:
     """Everything a boot script needs; templates see this and nothing else.
 
-    `urls` maps ``kernel``, ``initramfs``, ``system``, ``up``, ``fail``, ``script`` to absolute URLs.
+    `urls` maps ``kernel``, ``initramfs``, ``system``, ``fail``, ``script`` to absolute URLs.
     `args` is the kernel command line without ``initrd=``.
     """
 

@@ -247,7 +247,7 @@ class Boots:
             del boot.steps[8]
 
     def describe(self, boot: Boot, now: float) -> dict[str, Any]:
-        """The boot as plain values for JSON: wall-clock seconds, bytes, per cent, bytes a second."""
+        """The boot as plain values for JSON: wall-clock seconds and bytes."""
         return {
             "boot": boot.id,
             "mac": boot.mac,

@@ -1,0 +1,59 @@
+"""Counters and gauges, in one registry of their own (``/metrics``).
+
+Labels come from our own enumerations and reason words, never off the wire, so their number is
+bounded. Names follow Prometheus' conventions: base units, ``_total`` for counters.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+DHCP_OFFERS = Counter(
+    "bootd_dhcp_offers", "DHCP answers sent", ["kind", "message"], registry=REGISTRY
+)
+DHCP_IGNORED = Counter(
+    "bootd_dhcp_ignored", "DHCP packets not answered", ["reason"], registry=REGISTRY
+)
+DHCP_KERNEL_DROPS = Gauge(
+    "bootd_dhcp_kernel_drops", "DHCP packets lost in the kernel's receive queue", registry=REGISTRY
+)
+TFTP_TRANSFERS = Counter(
+    "bootd_tftp_transfers", "TFTP reads by how they ended", ["outcome"], registry=REGISTRY
+)
+TFTP_BYTES = Counter("bootd_tftp_sent_bytes", "File bytes sent by TFTP", registry=REGISTRY)
+TFTP_RETRANSMITS = Counter(
+    "bootd_tftp_retransmits", "TFTP DATA packets sent again", registry=REGISTRY
+)
+TFTP_IGNORED = Counter(
+    "bootd_tftp_ignored", "TFTP packets not served", ["reason"], registry=REGISTRY
+)
+HTTP_REQUESTS = Counter(
+    "bootd_http_requests",
+    "HTTP requests by route and status",
+    ["route", "status"],
+    registry=REGISTRY,
+)
+HTTP_BYTES = Counter("bootd_http_sent_bytes", "HTTP body bytes sent", registry=REGISTRY)
+HTTP_REFUSED = Counter("bootd_http_refused", "HTTP requests refused", ["reason"], registry=REGISTRY)
+HTTP_ABORTED = Counter(
+    "bootd_http_aborted", "HTTP transfers that the client left", ["route"], registry=REGISTRY
+)
+TRANSFERS = Gauge(
+    "bootd_transfers_in_flight", "Transfers under way", ["protocol"], registry=REGISTRY
+)
+BOOT_SECONDS = Histogram(
+    "bootd_boot_seconds",
+    "Seconds from the first DHCP packet to a stage",
+    ["stage"],
+    buckets=(1, 2, 5, 10, 20, 30, 60, 120, 300, 600),
+    registry=REGISTRY,
+)
+RELOADS = Counter("bootd_reloads", "Reloads by result", ["result"], registry=REGISTRY)
+NODES = Gauge("bootd_nodes", "Nodes in the registry", registry=REGISTRY)
+LOADED_AT = Gauge(
+    "bootd_registry_loaded_timestamp_seconds", "When the registry was loaded", registry=REGISTRY
+)
+LOOP_LAG = Gauge("bootd_loop_lag_seconds", "How late the event loop's timer was", registry=REGISTRY)
+EXCEPTIONS = Counter("bootd_exceptions", "Faults of bootd itself", ["where"], registry=REGISTRY)
