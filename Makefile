@@ -1,0 +1,80 @@
+# `make test` and `make demo` are the two commands: each installs what it needs (Debian packages
+# too, when root) and runs on a fresh Debian 12 machine. `make check` is the quick one.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# What the tests and the demo run; nothing of it is needed on a server that runs bootd.
+APT_PACKAGES := python3-venv make iproute2 tcpdump cpio curl zstd procps \
+	qemu-system-x86 ipxe-qemu ipxe ovmf dnsmasq-base busybox-static \
+	systemd-container mmdebstrap squashfs-tools
+
+.PHONY: help setup apt check format lint types unit integration firmware container test demo bench \
+	lock install uninstall clean
+
+help: ## show what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+setup: apt $(STAMP) ## install the Debian packages (as root) and the virtual environment
+
+apt:
+	@tests/apt.sh $(APT_PACKAGES)
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+check: $(STAMP) lint types unit ## format, lint, types, unit tests: before every commit
+
+format: $(STAMP) ## put the code into the project's format
+	@$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
+
+lint: $(STAMP)
+	@$(BIN)/ruff format --check -q . && $(BIN)/ruff check -q . && $(BIN)/lint-imports --no-cache >/dev/null \
+		|| { $(BIN)/ruff format --check . ; $(BIN)/ruff check . ; $(BIN)/lint-imports --no-cache; exit 1; }
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+unit: $(STAMP)
+	@$(BIN)/pytest -q -m "not integration and not firmware and not container"
+
+integration: setup ## the whole daemon and other servers, in network namespaces (root)
+	@$(BIN)/pytest -q -m "integration and not firmware and not container"
+
+container: setup ## the unit under a real systemd (root)
+	@$(BIN)/pytest -q -m "container and not firmware"
+
+firmware: setup ## machines in QEMU, from power-on to the node that is up (root)
+	@$(BIN)/pytest -q -m firmware
+
+test: setup lint types ## everything: installs what it needs, then lint, types, unit, integration, firmware
+	@test "$$(id -u)" = 0 || { echo "make test: run it as root: it makes network namespaces and a container" >&2; exit 2; }
+	@$(BIN)/pytest -q
+
+demo: setup ## boot a virtual diskless machine by PXE, live
+	@test "$$(id -u)" = 0 || { echo "make demo: run it as root: it makes network namespaces and taps" >&2; exit 2; }
+	@$(BIN)/python -m tests.lab.demo $(DEMO_ARGS)
+
+bench: setup ## every figure in docs/performance.md (root; minutes)
+	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+lock: ## renew requirements/*.txt from pyproject.toml
+	@tests/lock.sh
+
+install: ## install daemon, unit, user, folders and example files (root)
+	@sh systemd/install.sh
+
+uninstall: ## take them away; /etc/bootd and /var/lib/bootd stay
+	@sh systemd/uninstall.sh
+
+clean: ## remove what was built here
+	@rm -rf $(VENV) build .mypy_cache .ruff_cache .import_linter_cache .hypothesis

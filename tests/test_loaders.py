@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bootd.loaders import (
+    Autoexec,
+    GrubConfig,
+    Loader,
+    PxelinuxConfig,
+    Refused,
+    Static,
+    boot_path,
+    candidates,
+    clean,
+    firmware_path,
+    loader_for,
+    route,
+)
+from bootd.model import Arch, parse_mac
+
+MAC = parse_mac("52:54:00:12:34:56")
+
+
+@pytest.mark.parametrize(
+    ("arch", "choice", "path"),
+    [
+        (0, "auto", "52-54-00-12-34-56/undionly.kpxe"),
+        (0, "ipxe", "52-54-00-12-34-56/ipxe.pxe"),
+        (0, "shim", "52-54-00-12-34-56/undionly.kpxe"),
+        (0, "grub", "52-54-00-12-34-56/grub/i386-pc/core.0"),
+        (6, "auto", "52-54-00-12-34-56/snponly-i386.efi"),
+        (7, "auto", "52-54-00-12-34-56/snponly.efi"),
+        (7, "snponly", "52-54-00-12-34-56/snponly.efi"),
+        (7, "ipxe", "52-54-00-12-34-56/ipxe.efi"),
+        (7, "shim", "52-54-00-12-34-56/shimx64.efi"),
+        (7, "grub", "52-54-00-12-34-56/grubnetx64.efi"),
+        (9, "auto", "52-54-00-12-34-56/snponly.efi"),
+        (10, "auto", "52-54-00-12-34-56/snponly-arm32.efi"),
+        (11, "auto", "52-54-00-12-34-56/snponly-arm64.efi"),
+        (11, "ipxe", "52-54-00-12-34-56/ipxe-arm64.efi"),
+        (11, "shim", "52-54-00-12-34-56/shimaa64.efi"),
+        (15, "auto", "52-54-00-12-34-56/snponly-i386.efi"),
+        (16, "auto", "52-54-00-12-34-56/snponly.efi"),
+        (17, "auto", "52-54-00-12-34-56/snponly.efi"),
+        (19, "auto", "52-54-00-12-34-56/snponly-arm64.efi"),
+        (20, "auto", "52-54-00-12-34-56/undionly.kpxe"),
+        (22, "auto", "52-54-00-12-34-56/snponly-arm64.efi"),
+        (27, "auto", "52-54-00-12-34-56/snponly-riscv64.efi"),
+        (39, "auto", "52-54-00-12-34-56/snponly-loong64.efi"),
+        (7, "site/special.efi", "52-54-00-12-34-56/site/special.efi"),
+        (2, "elilo.efi", "52-54-00-12-34-56/elilo.efi"),
+    ],
+)
+def test_each_architecture_and_choice_gets_its_own_path(arch: int, choice: str, path: str) -> None:
+    assert boot_path(MAC, arch, choice) == path
+
+
+@pytest.mark.parametrize("arch", [1, 2, 3, 4, 5, 8, 13, 14, 31, 33, 36, 41, 99, 65535, -1])
+def test_an_architecture_that_we_have_no_loader_for_gets_no_path(arch: int) -> None:
+    assert loader_for(arch) == ()
+    assert boot_path(MAC, arch) is None
+
+
+def test_every_path_fits_the_dhcp_header_and_leads_back_to_its_loader() -> None:
+    for arch in Arch:
+        for choice in ("auto", "ipxe", "snponly", "shim", "grub"):
+            path = boot_path(MAC, arch, choice)
+            if path is not None:
+                assert len(path) <= 127
+                assert route(path) == Loader(loader_for(arch, choice)[0], MAC)
+
+
+def test_a_missing_loader_is_replaced_by_one_for_the_same_machine_only() -> None:
+    assert candidates("snponly.efi") == loader_for(7)
+    assert "ipxe.efi" in candidates("snponly.efi")
+    assert "ipxe.efi" not in candidates("snponly-arm64.efi")
+    assert "arm64-efi/snponly.efi" in candidates("snponly-arm64.efi")
+    assert candidates("undionly.kpxe") == ("undionly.kpxe", "ipxe.pxe")
+
+
+def test_shims_second_stage_may_be_debians_signed_file() -> None:
+    assert candidates("grubx64.efi")[-1] == "grubnetx64.efi.signed"
+    assert candidates("mmx64.efi") == ("mmx64.efi", "mmx64.efi.signed")
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("52-54-00-12-34-56/snponly.efi", Loader("snponly.efi", MAC)),
+        ("/52:54:00:12:34:56/snponly.efi", Loader("snponly.efi", MAC)),
+        ("//52-54-00-12-34-56//./grubx64.efi", Loader("grubx64.efi", MAC)),
+        ("52-54-00-12-34-56/revocations.efi", Loader("revocations.efi", MAC)),
+        ("52-54-00-12-34-56/grub/fonts/u.pf2", Loader("grub/fonts/u.pf2", MAC)),
+        ("52-54-00-12-34-56/autoexec.ipxe", Autoexec(MAC)),
+        ("autoexec.ipxe", Autoexec()),
+        ("/autoexec.ipxe", Autoexec()),
+        ("pxelinux.cfg/01-52-54-00-12-34-56", PxelinuxConfig(MAC)),
+        ("52-54-00-12-34-56/pxelinux.cfg/01-52-54-00-12-34-56", PxelinuxConfig(MAC)),
+        ("52-54-00-12-34-56/pxelinux.cfg/default", PxelinuxConfig(MAC)),
+        ("pxelinux.cfg/default", Static("pxelinux.cfg/default")),
+        ("pxelinux.cfg/0A00000B", Static("pxelinux.cfg/0A00000B")),
+        ("grub/grub.cfg-01-52-54-00-12-34-56", GrubConfig(MAC)),
+        ("grub/grub.cfg", GrubConfig()),
+        ("52-54-00-12-34-56/grub.cfg", GrubConfig(MAC)),
+        ("52-54-00-12-34-56/grub/grub.cfg-01-52-54-00-12-34-56", GrubConfig(MAC)),
+        ("grub/grub.cfg-0A00", Static("grub/grub.cfg-0A00")),
+        ("snponly.efi", Loader("snponly.efi")),
+        ("grubx64.efi", Loader("grubx64.efi")),
+        ("5a990000/start4.elf", Static("5a990000/start4.elf")),
+        ("52-54-00-12-34-56", Static("52-54-00-12-34-56")),
+        ("...", Static("...")),
+    ],
+)
+def test_paths_lead_to_their_targets(path: str, target: object) -> None:
+    assert route(path) == target
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("../etc/passwd", "dot-dot"),
+        ("a/../../etc/passwd", "dot-dot"),
+        ("52-54-00-12-34-56/../x", "dot-dot"),
+        ("a\0b", "control-character"),
+        ("a\nb", "control-character"),
+        ("a\x7fb", "control-character"),
+        ("a\u202eb", "control-character"),
+        ("\ud800", "control-character"),
+        ("a\\b", "backslash"),
+        ("", "empty"),
+        ("/.//", "empty"),
+        ("x" * 256, "too-long"),
+        ("zz-54-00-12-34-56/snponly.efi", "not-a-mac"),
+        ("ff-ff-ff-ff-ff-ff/snponly.efi", "not-a-mac"),
+        ("00-00-00-00-00-00/autoexec.ipxe", "not-a-mac"),
+        ("pxelinux.cfg/01-zz", "not-a-mac"),
+        ("grub/grub.cfg-01-", "not-a-mac"),
+    ],
+)
+def test_what_is_no_path_of_ours_is_refused_with_its_reason(path: str, reason: str) -> None:
+    assert route(path) == Refused(reason)
+
+
+def test_the_longest_path_is_still_a_path() -> None:
+    assert route("x" * 255) == Static("x" * 255)
+
+
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        (b"\\EFI\\boot\\x.efi", "/EFI/boot/x.efi"),
+        (b"snponly.efi\xff", "snponly.efi"),
+        (b"a\xffb", "a\ufffdb"),
+        (b"..\\..\\etc\\passwd", "../../etc/passwd"),
+    ],
+)
+def test_firmware_spellings_become_paths(raw: bytes, path: str) -> None:
+    assert firmware_path(raw) == path
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_lead_to_a_target_and_no_path_climbs(raw: bytes) -> None:
+    target = route(firmware_path(raw))
+    cleaned = clean(firmware_path(raw))
+    if isinstance(target, Static):
+        assert cleaned == target.path
+    if isinstance(cleaned, str):
+        assert ".." not in cleaned.split("/")
+        assert not cleaned.startswith("/")
+    else:
+        assert target == cleaned
