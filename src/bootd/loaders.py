@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -230,7 +229,6 @@ def clean(path: str) -> str | Refused:
     return "/".join(parts) if parts else Refused("empty")
 
 
-@lru_cache(maxsize=4096)
 def route(path: str) -> Target:
     """What a path asks for, by TFTP or (without its leading ``/boot/``) by HTTP.
 
