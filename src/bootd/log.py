@@ -32,7 +32,8 @@ MAX_LINE: Final = 600
 MAX_LONG: Final = 4000
 """The same for lines about files and faults of our own; below PIPE_BUF, so a write is atomic."""
 
-_LONG: Final = frozenset({"fault", "exception", "changed", "reason"})
+_LONG: Final = frozenset({"fault", "exception", "added", "removed", "changed", "reboot"})
+"""Keys whose values nobody on the network chooses: they may be long."""
 _SECRET: Final = frozenset(
     {"token", "key", "asset_key", "assetkey", "password", "secret", "authorization"}
 )
@@ -130,6 +131,7 @@ class Journal:
         self._socket = socket.socket(socket.AF_UNIX, kind)
 
     def __call__(self, event: Mapping[str, Any]) -> bool:
+        """Send one event; False where the journal did not take it."""
         limit = _cap(event)
         priority = _PRIORITY.get(str(event.get("level")), 6)
         fields = [
@@ -167,6 +169,7 @@ class Lines:
         self._poll.register(fd, select.POLLOUT)
 
     def __call__(self, event: Mapping[str, Any]) -> bool:
+        """Write one line; False where nobody takes it now."""
         line = self._form(event)
         try:
             if not any(mask & select.POLLOUT for _, mask in self._poll.poll(0)):
@@ -324,7 +327,7 @@ class _Library(logging.Handler):
 
 
 def under_journal(environ: Mapping[str, str]) -> bool:
-    """True where our output is the journal: JOURNAL_STREAM names stdout or stderr (systemd.exec)."""
+    """True where our output is the journal: JOURNAL_STREAM names stdout or stderr."""
     stream = environ.get("JOURNAL_STREAM")
     for fd in (1, 2) if stream else ():
         try:
@@ -348,9 +351,16 @@ def choose_output(form: str, environ: Mapping[str, str]) -> Output:
 
 
 def configure(
-    settings: LogSettings, environ: Mapping[str, str], *, output: Output | None = None
+    settings: LogSettings,
+    environ: Mapping[str, str],
+    *,
+    output: Output | None = None,
+    cache: bool = False,
 ) -> Sink:
-    """Make this process log as `settings` say. Returns the sink, for its count of lost lines."""
+    """Make this process log as `settings` say. Returns the sink, for its count of lost lines.
+
+    `cache` keeps each module's logger once made: faster, but final for the process.
+    """
     set_level(settings.level)
     sink = Sink(output or choose_output(settings.format, environ))
     structlog.configure(
@@ -361,7 +371,7 @@ def configure(
         ],
         wrapper_class=BoundLogger,
         logger_factory=lambda *_args: _Logger(sink),
-        cache_logger_on_first_use=False,
+        cache_logger_on_first_use=cache,
     )
     root = logging.getLogger()
     root.handlers[:] = [_Library()]

@@ -1,0 +1,103 @@
+"""What the commands share: the ``--config`` and ``--json`` options, errors, numbers for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+DEFAULT_CONFIG: Final = "/etc/bootd/bootd.yaml"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _inherit(ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
+    """``bootd --config F check`` means the same as ``bootd check --config F``."""
+    if value is not None:
+        return value
+    above = ctx.parent.obj if ctx.parent is not None else None
+    return above if isinstance(above, str) else DEFAULT_CONFIG
+
+
+def config_option(function: F) -> F:
+    """``--config FILE``, also from BOOTD_CONFIG or given before the command."""
+    return click.option(
+        "-c",
+        "--config",
+        metavar="FILE",
+        envvar="BOOTD_CONFIG",
+        show_envvar=True,
+        callback=_inherit,
+        help=f"The daemon's settings; default {DEFAULT_CONFIG}.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """``--json``: for programs."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(
+        function
+    )
+
+
+class Failure(click.ClickException):
+    """The command was right, but could not be done: exit 1 with a sentence."""
+
+    exit_code = 1
+
+
+class WrongInput(click.ClickException):
+    """What was typed, or a file, is wrong: exit 2 with a sentence."""
+
+    exit_code = 2
+
+
+def refuse(faults: Iterable[str]) -> NoReturn:
+    """Print every fault of the configuration on stderr, and exit 2."""
+    lines = list(faults)
+    for line in lines:
+        click.echo(line, err=True)
+    number = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+    click.echo(f"bootd: {number} in the configuration; nothing was changed", err=True)
+    raise click.exceptions.Exit(2)
+
+
+def print_json(value: object) -> None:
+    """Print `value` as JSON, indented."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(headings: list[str], rows: Iterable[list[str]]) -> str:
+    """Plain columns, as wide as they need to be; the last one is not padded."""
+    lines = [headings, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def size(number: float | None) -> str:
+    """Bytes for people: ``1.4 MB`` (powers of ten, as disks and networks are sold)."""
+    if number is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return (
+                f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+            )
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people: ``4.2 s``, ``3 min``, ``2 h``, ``5 d``."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    for limit, divisor, unit in ((3600, 60, "min"), (86400, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / divisor:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
