@@ -1,0 +1,347 @@
+"""Boot scripts: iPXE text from a `BootPlan` and a template.
+
+Pure: templates come in as text, scripts go out as text. A template is the operator's and may be
+replaced by a site; a *value* is never trusted to be one line. iPXE ends a command at a line end and
+has no quoting, so a value with a control character is refused (`ScriptError`) wherever a template
+puts one; that is what stands between a file or a request and an injected command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from ipaddress import IPv4Address
+from types import CodeType, MappingProxyType, TracebackType
+from typing import Any, Final
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2 import Template as Compiled
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from bootd.model import (
+    BootPlan,
+    BootTarget,
+    DhcpMode,
+    Image,
+    Mac,
+    Method,
+    Node,
+    ServerAddress,
+    Template,
+    dashed,
+)
+from bootd.registry import Registry
+
+HOLD: Final = "hold.ipxe.j2"
+LOCAL: Final = "local.ipxe.j2"
+MAX_COUNTDOWN: Final = 60
+
+_SEPARATORS: Final = frozenset("\x85\u2028\u2029")
+_WORDS_OF_IPXE: Final = frozenset(("||", "&&"))
+
+
+class ScriptError(Exception):
+    """A script cannot be made. The message says where: ``default.ipxe.j2:12: …``."""
+
+
+def template_name(node: Node) -> str:
+    """The template that makes this node's iPXE script."""
+    return LOCAL if node.boot is BootTarget.LOCAL else f"{node.template}.ipxe.j2"
+
+
+def plan(
+    registry: Registry,
+    node: Node,
+    mac: Mac,
+    server: ServerAddress,
+    *,
+    token: str | None = None,
+    boot_id: str = "",
+) -> BootPlan:
+    """What `node`, asking with `mac`, boots from `server`.
+
+    With a `token` all URLs lead to this boot; without one they lead to what is public, and there is
+    none for the overlay. Raises `ScriptError` where the node has no image, or an argument that iPXE
+    would read as the end of the command.
+    """
+    image = registry.images.get(node.image) if node.image is not None else None
+    if image is None:
+        what = f"image {node.image!r} is not imported" if node.image else "no image is set"
+        raise ScriptError(f"node {node.name}: {what}")
+    for argument in node.kernel_args:
+        if argument in _WORDS_OF_IPXE or argument.startswith("#"):
+            raise ScriptError(
+                f"node {node.name}: kernel argument {argument!r} would end iPXE's command there"
+            )
+    return BootPlan(
+        node=node,
+        mac=mac,
+        image=image,
+        server=server,
+        method=Method.INITRAMFS if node.method is Method.AUTO else node.method,
+        args=(
+            *node.kernel_args,
+            f"BOOTIF=01-{dashed(mac)}",
+            f"bootd.node={node.name}",
+            f"bootd.server={server.base}",
+        ),
+        urls=MappingProxyType(_urls(image, mac, server, token)),
+        boot_id=boot_id,
+        secret=token is not None,
+    )
+
+
+def _urls(image: Image, mac: Mac, server: ServerAddress, token: str | None) -> dict[str, str]:
+    urls = {"script": f"{server.base}/ipxe/{dashed(mac)}"}
+    if token is None:
+        public = (role for role in image.artefacts if not image.secret)
+        return urls | {role: f"{server.base}/{role}/{dashed(mac)}" for role in public}
+    roles = (*image.artefacts, "system", "up", "fail")
+    return urls | {role: f"{server.base}/b/{token}/{role}" for role in roles}
+
+
+def render_ipxe(plan: BootPlan, template: Template, *, why: str = "", ask: bool = False) -> str:
+    """The iPXE script that boots a plan.
+
+    `why` says, for the node's console, why the plan holds no secrets; `ask` is true where a new
+    DHCP exchange would help. Raises `ScriptError`.
+    """
+    return _render(
+        template,
+        {
+            "node": plan.node,
+            "mac": plan.mac,
+            "image": plan.image,
+            "server": plan.server,
+            "method": plan.method.value,
+            "args": plan.args,
+            "urls": plan.urls,
+            "boot_id": plan.boot_id,
+            "secret": plan.secret,
+            "why": why,
+            "ask": ask,
+        },
+    )
+
+
+def render_hold(
+    mac: Mac, server: ServerAddress, template: Template, *, why: str, node: Node | None = None
+) -> str:
+    """The iPXE script of a machine that waits: it says `why` on its console and asks again."""
+    return _render(
+        template,
+        {
+            "mac": mac,
+            "server": server,
+            "node": node,
+            "why": why,
+            "urls": _waiting_urls(mac, server),
+        },
+    )
+
+
+def render_local(node: Node, mac: Mac, server: ServerAddress, template: Template) -> str:
+    """The iPXE script that hands over to the machine's own disk."""
+    return _render(
+        template,
+        {"node": node, "mac": mac, "server": server, "urls": _waiting_urls(mac, server)},
+    )
+
+
+def _waiting_urls(mac: Mac, server: ServerAddress) -> dict[str, str]:
+    return {"script": f"{server.base}/ipxe/{dashed(mac)}"}
+
+
+def autoexec(server: ServerAddress, mac: Mac | None = None) -> str:
+    """``autoexec.ipxe``: what iPXE runs instead of its own autoboot (iPXE 1.21 and later, EFI).
+
+    `mac` is the machine's where the path named it; otherwise iPXE fills in the card it came from
+    (``netX``; plain ``${mac}`` may be another card). Never ends: where it would, firmware goes on
+    to the next boot device.
+    """
+    name = dashed(mac) if mac is not None else "${netX/mac:hexhyp}"
+    lines = (
+        "#!ipxe",
+        ":ask",
+        "isset ${netX/ip} || dhcp netX || dhcp || goto wait",
+        f"chain --replace --autofree {server.base}/ipxe/{name} ||",
+        ":wait",
+        f"echo bootd: {server.base} does not answer, error ${{errno}}",
+        countdown(5, "asking again"),
+        "dhcp netX || dhcp ||",
+        "goto ask",
+    )
+    return "\n".join(lines) + "\n"
+
+
+class Lines(str):
+    """Lines of a script that we made ourselves: the one value that may hold line ends."""
+
+    __slots__ = ()
+
+
+def countdown(seconds: int, what: str = "trying again") -> Lines:
+    """iPXE lines that wait, and show it: ``bootd: trying again in 5 s: 5...4...3...2...1...``
+
+    Ctrl-C cuts a second short and never ends the script. ``prompt --timeout`` would be shorter, but
+    takes any key that a serial line invents for an answer.
+    """
+    if not 1 <= seconds <= MAX_COUNTDOWN:
+        raise ScriptError(f"countdown of {seconds} s: 1 to {MAX_COUNTDOWN} s are possible")
+    lines = [f"echo -n bootd: {one_line(what)} in {seconds} s: "]
+    for left in range(seconds, 0, -1):
+        lines += [f"echo -n {left}...", "sleep 1 ||"]
+    return Lines("\n".join([*lines, "echo"]))
+
+
+def one_line(value: Any) -> Any:
+    """`value` as a template prints it; `ScriptError` where it holds a control character."""
+    if isinstance(value, Lines):
+        return value
+    text = str(value)
+    if not text.isprintable() and any(ord(c) < 32 or c == "\x7f" or c in _SEPARATORS for c in text):
+        raise ScriptError(f"{text[:80]!r} has a control character or a line end in it")
+    return value
+
+
+# ---- checking a whole registry -------------------------------------------------------------------
+
+_SAMPLE_TOKEN: Final = "A" * 52
+_SAMPLE_SERVER: Final = ServerAddress(IPv4Address("192.0.2.1"))
+_SAMPLE_MAC: Final = Mac("02:00:00:00:00:00")
+
+
+def check(registry: Registry, server: ServerAddress = _SAMPLE_SERVER) -> list[str]:
+    """Every fault that would keep a node of `registry` from its script, as whole sentences.
+
+    Each node's script is made once with and once without a token; `server` stands for any. A node
+    whose image is missing is not a fault of its script: it is given the hold script.
+    """
+    faults: dict[str, None] = {}
+    _check_shared(registry, server, faults)
+    seen: set[object] = set()
+    for node in registry.nodes.values():
+        template = registry.templates.get(template_name(node))
+        if template is None:
+            faults[f"node {node.name}: there is no template {template_name(node)}"] = None
+            continue
+        shape = _shape(node)
+        if shape in seen:
+            continue
+        seen.add(shape)
+        try:
+            _try(registry, node, server, template)
+        except ScriptError as error:
+            faults[_naming(node, str(error))] = None
+    return list(faults)
+
+
+def _shape(node: Node) -> object:
+    """What of a node a script depends on, but for its name and addresses, which every node has and
+    which are valid by their types: ten thousand nodes are a few dozen scripts."""
+    return (
+        node.template,
+        node.boot,
+        node.image,
+        node.kernel_args,
+        node.kernel_version,
+        node.method,
+        node.loader,
+        node.security,
+        node.quirks,
+        node.mac is None,
+        node.ip is None,
+        tuple((d.name, d.ip is None, d.gateway is None) for d in node.network.values()),
+        bool(node.overlays_system),
+        tuple(node.tags.items()),
+        tuple(node.resources),
+        node.comment,
+    )
+
+
+def _try(registry: Registry, node: Node, server: ServerAddress, template: Template) -> None:
+    mac = node.macs[0] if node.macs else _SAMPLE_MAC
+    if node.boot is BootTarget.LOCAL:
+        render_local(node, mac, server, template)
+        return
+    if node.image not in registry.images:
+        return
+    for token in (_SAMPLE_TOKEN, None):
+        made = plan(registry, node, mac, server, token=token, boot_id="0" * 16)
+        render_ipxe(made, template, why="check", ask=True)
+
+
+def _check_shared(registry: Registry, server: ServerAddress, faults: dict[str, None]) -> None:
+    hold = registry.templates.get(HOLD)
+    if hold is None:
+        faults[f"there is no template {HOLD}"] = None
+        return
+    try:
+        render_hold(_SAMPLE_MAC, server, hold, why="check")
+    except ScriptError as error:
+        faults[str(error)] = None
+
+
+def _naming(node: Node, fault: str) -> str:
+    return fault if f"node {node.name}" in fault else f"{fault} (node {node.name})"
+
+
+def can_ask(registry: Registry) -> bool:
+    """Whether a new DHCP exchange opens a boot's window: not where bootd does not see DHCP."""
+    return registry.settings.dhcp.mode is not DhcpMode.OFF
+
+
+# ---- templates -----------------------------------------------------------------------------------
+
+_ENVIRONMENT: Final = ImmutableSandboxedEnvironment(
+    undefined=StrictUndefined,
+    finalize=one_line,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # HTML's escapes mean nothing to iPXE; `one_line` is what protects it
+    cache_size=0,
+)
+
+
+_ENVIRONMENT.filters["dashed"] = dashed
+_ENVIRONMENT.globals["countdown"] = countdown
+
+
+def _render(template: Template, values: Mapping[str, Any]) -> str:
+    compiled = _compile(template.text, template.source or template.name)
+    try:
+        text = compiled.render(values)
+    except ScriptError as error:
+        raise ScriptError(f"{_place(template, error.__traceback__)}: {error}") from None
+    except TemplateError as error:
+        raise ScriptError(f"{_place(template, error.__traceback__)}: {error.message}") from None
+    except Exception as error:  # whatever a template's expression may raise: 1/0, a wrong type, …
+        raise ScriptError(
+            f"{_place(template, error.__traceback__)}: {type(error).__name__}: {error}"
+        ) from None
+    if not text.startswith("#!ipxe\n"):
+        raise ScriptError(f"{template.source}:1: an iPXE script begins with the line #!ipxe")
+    return text
+
+
+@lru_cache(maxsize=128)
+def _compile(text: str, source: str) -> Compiled:
+    try:
+        code: CodeType = _ENVIRONMENT.compile(text, source, source)
+    except TemplateSyntaxError as error:
+        raise ScriptError(f"{source}:{error.lineno}: {error.message}") from None
+    return Compiled.from_code(_ENVIRONMENT, code, _ENVIRONMENT.globals)
+
+
+def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _place(template: Template, trace: TracebackType | None) -> str:
+    """``file:line`` of the template where an error came up; Jinja2 maps its lines back for us."""
+    source = template.source or template.name
+    lines = [f.tb_lineno for f in _frames(trace) if f.tb_frame.f_code.co_filename == source]
+    return f"{source}:{lines[-1]}" if lines else source
