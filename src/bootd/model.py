@@ -63,6 +63,20 @@ def dashed(mac: Mac) -> str:
     return mac.replace(":", "-")
 
 
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
+
+
+def safe_name(text: str, what: str) -> str:
+    """`text` where it can be one component of a path or URL, as names of images, generations and
+    overlays must; raises `ValueError` with a sentence that begins with `what`."""
+    if not _SAFE_NAME.fullmatch(text):
+        raise ValueError(
+            f"{what} {text[:64]!r} is not a name: letters, digits and ._+- after a letter or "
+            "digit, at most 64"
+        )
+    return text
+
+
 class Arch(IntEnum):
     """Client system architectures of DHCP option 93 (RFC 4578, IANA "Processor Architecture
     Types"). 7 and 9 both mean x64 in practice: RFC 4578 and IANA had them swapped until 2016."""

@@ -1,0 +1,225 @@
+"""Archives of overlays, rendered when asked for and kept by what they depend on.
+
+The shell around `overlay.render` and `overlay.cpio`: one worker thread, one rendering per archive
+however many ask for it, memory bounded. Nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from bootd.model import Image, Mac, Node, Overlay, ServerAddress
+from bootd.overlay import cpio
+from bootd.overlay.render import PER_NODE, Shared, Which, chosen, reads, render
+from bootd.overlay.template import RenderError
+from bootd.registry import Registry
+
+MAX_BYTES: Final = 64 << 20
+"""Bytes of archives kept, with what several of them share counted once."""
+MAX_FLIGHTS: Final = 1024
+"""Renderings begun ahead of need that may wait; further ones are made when they are asked for."""
+_LARGE: Final = 4096
+"""Segments from this size on are counted once however many archives hold them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A newc archive of one node's overlays, without what belongs to one boot.
+
+    `segments` share memory with other archives; `etag` is the SHA-256 of `data` in hex.
+    """
+
+    segments: tuple[bytes, ...]
+    size: int
+    etag: str
+
+    @property
+    def data(self) -> bytes:
+        """The whole archive, joined anew at each call."""
+        return b"".join(self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """All that an archive was made from: equal inputs give equal bytes. None: not read."""
+
+    overlays: tuple[Overlay, ...]
+    node: Node | None
+    image: Image | None
+    server: ServerAddress | None
+    nodes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    inputs: _Inputs
+    archive: Archive
+
+
+_Key = tuple[str, Mac | None, Which, ServerAddress]
+
+
+class OverlayCache:
+    """Gives archives. Its methods belong to the event loop's thread."""
+
+    def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
+        self._kept = _Lru(max_bytes)
+        self._flights: dict[tuple[int, _Key], tuple[Registry, asyncio.Future[_Kept]]] = {}
+        self._worker = _Worker()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="overlay")
+
+    async def get(
+        self, registry: Registry, node: Node, which: Which, server: ServerAddress
+    ) -> Archive:
+        """The archive of `node` from this snapshot; at once where it is kept.
+
+        Raises `overlay.template.RenderError`.
+        """
+        key = (node.name, node.mac, which, server)
+        kept = self._fresh(registry, node, key)
+        if kept is None:
+            # Whoever stops waiting (a client that went away) must not stop it for the others.
+            kept = await asyncio.shield(self._flight(registry, node, key))
+        return kept.archive
+
+    def warm(self, registry: Registry, node: Node, which: Which, server: ServerAddress) -> None:
+        """Begin to render what `node` will soon ask for. Raises nothing: whoever asks is told."""
+        key = (node.name, node.mac, which, server)
+        with suppress(RenderError):
+            if len(self._flights) < MAX_FLIGHTS and self._fresh(registry, node, key) is None:
+                self._flight(registry, node, key)
+
+    def close(self) -> None:
+        """Stop the worker; renderings that have not begun are dropped."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _fresh(self, registry: Registry, node: Node, key: _Key) -> _Kept | None:
+        """What is kept for `key`, if it is what this snapshot gives."""
+        kept = self._kept.get(key)
+        world = self._worker.world
+        if kept is None or world.registry is not registry:
+            return None
+        return kept if world.inputs(node, key) == kept.inputs else None
+
+    def _flight(self, registry: Registry, node: Node, key: _Key) -> asyncio.Future[_Kept]:
+        """The rendering of `key` from `registry` that is under way, or a new one."""
+        flight = (id(registry), key)
+        known = self._flights.get(flight)
+        if known is not None:
+            return known[1]
+        future = asyncio.get_running_loop().run_in_executor(
+            self._executor, self._worker.make, registry, node, key, self._kept.get(key)
+        )
+        self._flights[flight] = (registry, future)  # the reference keeps the id taken
+        future.add_done_callback(lambda done: self._landed(flight, done))
+        return future
+
+    def _landed(self, flight: tuple[int, _Key], done: asyncio.Future[_Kept]) -> None:
+        del self._flights[flight]
+        # Asking for the exception also tells asyncio that it was seen: nobody may be waiting for
+        # what was only warmed, and whoever asks for it gets the same exception again.
+        if not done.cancelled() and done.exception() is None:
+            self._kept.put(flight[1], done.result())
+
+
+class _Lru:
+    """Archives by key, the least recently used forgotten above `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
+        self._large: dict[int, int] = {}
+        self._bytes = 0
+
+    def get(self, key: _Key) -> _Kept | None:
+        kept = self._kept.get(key)
+        if kept is not None:
+            self._kept.move_to_end(key)
+        return kept
+
+    def put(self, key: _Key, kept: _Kept) -> None:
+        self._drop(key)
+        self._kept[key] = kept
+        for segment in kept.archive.segments:
+            held = self._large.get(id(segment), 0)
+            if len(segment) >= _LARGE:
+                self._large[id(segment)] = held + 1
+            if not held:
+                self._bytes += len(segment)
+        while self._bytes > self._max_bytes and self._kept:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: _Key) -> None:
+        old = self._kept.pop(key, None)
+        if old is None:
+            return
+        for segment in old.archive.segments:
+            held = self._large.get(id(segment), 1)
+            if held > 1:
+                self._large[id(segment)] = held - 1
+                continue
+            self._large.pop(id(segment), None)
+            self._bytes -= len(segment)
+
+
+@dataclass(frozen=True, slots=True)
+class _World:
+    """What the archives of one registry have in common. `version` counts changes of its nodes."""
+
+    registry: Registry | None = None
+    version: int = 0
+    shared: Shared = field(default_factory=dict)
+    reads: dict[tuple[str, ...], frozenset[str]] = field(default_factory=dict)
+
+    def after(self, registry: Registry) -> _World:
+        """The world of `registry`: what no node changes stays where all nodes are equal."""
+        before = self.registry
+        if before is not None and before.nodes == registry.nodes:
+            known = {overlay.digest for overlay in registry.overlays.values()}
+            shared = {key: made for key, made in self.shared.items() if key[0] in known}
+            return _World(registry, self.version, shared)
+        return _World(registry, self.version + 1)
+
+    def inputs(self, node: Node, key: _Key) -> _Inputs:
+        """What `node`'s archive is made from, as far as its templates read it."""
+        assert self.registry is not None
+        overlays = tuple(chosen(self.registry, node, key[2]))
+        digests = tuple(overlay.digest for overlay in overlays)
+        names = self.reads.get(digests)
+        if names is None:
+            names = self.reads[digests] = reads(overlays)
+        return _Inputs(
+            overlays,
+            node if names & PER_NODE else None,
+            self.registry.images.get(node.image or "") if "image" in names else None,
+            key[3] if "server" in names else None,
+            self.version if "nodes" in names else None,
+        )
+
+
+class _Worker:
+    """What runs in the worker thread. It alone writes `world`, as a whole."""
+
+    def __init__(self) -> None:
+        self.world = _World()
+
+    def make(self, registry: Registry, node: Node, key: _Key, kept: _Kept | None) -> _Kept:
+        """Render and pack, unless `kept` is what would come out."""
+        if self.world.registry is not registry:
+            self.world = self.world.after(registry)  # compares 10,000 nodes: not in the loop
+        world = self.world
+        inputs = world.inputs(node, key)
+        if kept is not None and kept.inputs == inputs:
+            return kept
+        entries = render(registry, node, key[2], key[3], shared=world.shared)
+        segments = tuple(cpio.segments(entries))
+        digest = hashlib.sha256()
+        for segment in segments:
+            digest.update(segment)
+        return _Kept(inputs, Archive(segments, sum(map(len, segments)), digest.hexdigest()))
