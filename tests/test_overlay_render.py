@@ -157,7 +157,7 @@ def test_a_syntax_error_has_its_line() -> None:
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{{ node.__class__ }}", "SecurityError"),
         ("{{ ().__class__.__bases__ }}", "SecurityError"),
-        ("{{ tags.update({}) }}", "no attribute 'update'"),
+        ("{{ tags.update({}) }}", "access to attribute 'update'"),
         ("{% include 'other' %}", "TypeError"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
         ('{{ "a\\u0000b" | sh }}', "NUL"),

@@ -194,7 +194,7 @@ def test_an_unreadable_file_is_a_fault_that_says_what_to_do(
     def refuse(path: Path, flags: int) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(tree.os, "open", refuse)  # root can read everything
+    monkeypatch.setattr(os, "open", refuse)  # root can read everything
 
     assert f"{file}: cannot be read: Permission denied; bootd's user" in faults(site)
 
