@@ -1,0 +1,116 @@
+"""The lab's network: a bridge in a namespace of its own, a DHCP server's and a boot server's
+namespace beside it, and a tap for each machine. The host's own network is never touched.
+
+Names are ``bd<pid>-<number>-<role>``: unique for each lab, and a lab that was killed can be told by
+its dead process; `sweep` takes away what it left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Final
+
+from tests.lab.run import LabError, run
+
+ADDRESSES: Final = IPv4Network("10.77.0.0/24")
+ROLES: Final = ("lan", "dhcp", "boot")
+_NAME = re.compile(r"bd(?P<pid>\d+)-\d+-(?:" + "|".join(ROLES) + ")")
+_numbers = itertools.count(1)
+
+
+def _names() -> list[str]:
+    return [line.split()[0] for line in run("ip", "netns", "list").splitlines() if line.strip()]
+
+
+def sweep() -> list[str]:
+    """Remove the namespaces of labs whose process is dead; the names removed."""
+    stale = [
+        name
+        for name in _names()
+        if (match := _NAME.fullmatch(name)) and not Path("/proc", match["pid"]).exists()
+    ]
+    for name in stale:
+        with contextlib.suppress(LabError):  # another lab that starts now sweeps as well
+            run("ip", "netns", "delete", name)
+    return stale
+
+
+class Network:
+    """Three namespaces and what joins them; `up` makes them, `down` removes them.
+
+    The plan of addresses in `addresses`: .1 the DHCP server, which is also the router; .2 the boot
+    server; .100 to .199 leases. The router has `prefix6` as well.
+    """
+
+    def __init__(self, addresses: IPv4Network = ADDRESSES) -> None:
+        prefix = f"bd{os.getpid()}-{next(_numbers)}"
+        self.lan, self.dhcp, self.boot = (f"{prefix}-{role}" for role in ROLES)
+        self.addresses = addresses
+        self.router = self._interface(1)
+        self.server = self._interface(2)
+        self.leases = (addresses[100], addresses[199])
+        self.prefix6 = IPv6Network("fd77:77::/64")
+        self._taps = itertools.count(0)
+
+    def _interface(self, host: int) -> IPv4Interface:
+        return IPv4Interface(f"{self.addresses[host]}/{self.addresses.prefixlen}")
+
+    @property
+    def server_ip(self) -> IPv4Address:
+        """The boot server's address."""
+        return self.server.ip
+
+    def up(self) -> None:
+        """Make everything; on a failure nothing is left. `LabError` without root or namespaces."""
+        if os.geteuid() != 0:
+            raise LabError("the lab makes network namespaces and needs root; run it as root")
+        sweep()
+        try:
+            self._build()
+        except LabError as exc:
+            self.down()
+            raise LabError(
+                f"the lab's network cannot be made: {exc} (it needs CAP_SYS_ADMIN and"
+                " CAP_NET_ADMIN: a virtual machine or a privileged container)"
+            ) from exc
+        except BaseException:
+            self.down()
+            raise
+
+    def _build(self) -> None:
+        for namespace in (self.lan, self.dhcp, self.boot):
+            run("ip", "netns", "add", namespace)
+            run("ip", "-n", namespace, "link", "set", "lo", "up")
+        # No forward delay: a machine that PXE boots does not wait for a bridge to learn.
+        run("ip", "-n", self.lan, "link", "add", "br0", "type", "bridge", "forward_delay", "0")
+        run("ip", "-n", self.lan, "link", "set", "br0", "up")
+        for namespace, port, address in (
+            (self.dhcp, "to-dhcp", self.router),
+            (self.boot, "to-boot", self.server),
+        ):
+            run("ip", "-n", self.lan, "link", "add", port, "type", "veth",
+                "peer", "name", "eth0", "netns", namespace)  # fmt: skip
+            run("ip", "-n", self.lan, "link", "set", port, "master", "br0", "up")
+            run("ip", "-n", namespace, "address", "add", str(address), "dev", "eth0")
+            run("ip", "-n", namespace, "link", "set", "eth0", "up")
+        router6 = f"{self.prefix6[1]}/{self.prefix6.prefixlen}"
+        run("ip", "-n", self.dhcp, "address", "add", router6, "dev", "eth0", "nodad")
+
+    def tap(self) -> str:
+        """A new tap in the bridge, in namespace `lan`; its name."""
+        name = f"tap{next(self._taps)}"
+        run("ip", "-n", self.lan, "tuntap", "add", name, "mode", "tap")
+        run("ip", "-n", self.lan, "link", "set", name, "master", "br0", "up")
+        return name
+
+    def down(self) -> None:
+        """Remove the namespaces, and with them every device; twice is fine."""
+        there = set(_names())
+        for namespace in (self.lan, self.dhcp, self.boot):
+            if namespace in there:
+                run("ip", "netns", "delete", namespace)
