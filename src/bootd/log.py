@@ -17,11 +17,12 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 
 from bootd.model import LogSettings
+from bootd.text import escape
 
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
@@ -47,20 +48,6 @@ _COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "31", "
 Event = MutableMapping[str, Any]
 
 
-def escape(text: str) -> str:
-    """`text` with everything that a terminal or a log reader would act on written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    number = ord(char)
-    if number < 0x100:
-        return f"\\x{number:02x}"
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
-
-
 def redact(text: str) -> str:
     """`text` without the tokens and keys that travel in our URLs (SECURITY.md A8)."""
     return _IN_TEXT.sub(r"\g<before>***", text)
@@ -74,13 +61,19 @@ def clean(_logger: object, _method: str, event: Event) -> Event:
         if name in _SECRET:
             event[name] = "***"
             continue
-        text = redact(value if isinstance(value, str) else str(value))
+        text = redact(_text(value))
         if name == "exception":
             event[name] = "\n".join(escape(line) for line in text.splitlines())[-MAX_LONG:]
             continue
         limit = MAX_LONG if name in _LONG else MAX_VALUE
         event[name] = escape(text if len(text) <= limit else f"{text[: limit - 1]}…")
     return event
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _ordered(event: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -113,12 +106,8 @@ def _cut(data: bytes, limit: int) -> bytes:
     return data if len(data) <= limit else data[:limit].decode(errors="ignore").encode()
 
 
-class Output(Protocol):
-    """Where finished events go. Returns False where one was lost."""
-
-    def __call__(self, event: Mapping[str, Any]) -> bool:
-        """Write one event."""
-        ...
+Output = Callable[[Mapping[str, Any]], bool]
+"""Where finished events go. Returns False where one was lost."""
 
 
 class Journal:
@@ -153,6 +142,10 @@ class Journal:
         except OSError:
             return False
         return True
+
+    def close(self) -> None:
+        """Close the socket; later events are lost."""
+        self._socket.close()
 
 
 class Lines:
@@ -237,6 +230,11 @@ class Sink:
         except Exception:
             # A logger that raises takes the request with it. Nothing is left to tell it to.
             self.lost += 1
+
+    def close(self) -> None:
+        """Close what `choose_output` opened."""
+        if isinstance(self.output, Journal):
+            self.output.close()
 
 
 class _Logger:

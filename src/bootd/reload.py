@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from bootd import metrics
 from bootd.model import ConfigError, Settings
 from bootd.notify import Notifier
 from bootd.registry import Changes, Current, Registry, difference
+from bootd.text import fold
 
 log = structlog.get_logger()
 
@@ -89,17 +90,6 @@ def pin(old: Settings, new: Settings) -> tuple[Settings, tuple[str, ...]]:
     return new, tuple(names)
 
 
-def fold(names: Iterable[str]) -> str:
-    """``n[001-128]``: node names as cluster tools write them."""
-    from ClusterShell.NodeSet import NodeSet, NodeSetException
-
-    listed = list(names)
-    try:
-        return str(NodeSet.fromlist(listed))
-    except NodeSetException:
-        return ",".join(listed)
-
-
 class Reloader:
     """Owns reloading. `load` builds a registry of a given generation (called in a worker thread,
     may raise `ConfigError`); `swapped(old, new)` is called right after each swap."""
@@ -156,7 +146,7 @@ class Reloader:
         except Exception as error:
             # Our own fault, or a file that broke a library: the old registry serves on.
             metrics.EXCEPTIONS.labels("reload").inc()
-            log.exception("registry.load_failed")
+            log.exception("registry.load-failed")
             outcome = Outcome(old.generation, (f"bootd could not load its files: {error!r}",))
         else:
             self._current.swap(new)
@@ -195,4 +185,4 @@ class Reloader:
             **named,
         )
         if outcome.restart:
-            log.warning("registry.restart_needed", settings=" ".join(outcome.restart))
+            log.warning("registry.restart-needed", settings=" ".join(outcome.restart))

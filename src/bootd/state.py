@@ -9,20 +9,29 @@ Every write is to a temporary file, fsync, rename: a reader sees the old file or
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import secrets
 import tempfile
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
+import structlog
+
 from bootd.model import BootTarget, StartError
-from bootd.registry import Registry
+from bootd.registry import Current, Registry
+
+log = structlog.get_logger()
 
 KEY_BYTES: Final = 32
+SETTLE: Final = 0.2
+"""Seconds that changes are collected before they are written."""
 _LEARNED: Final = "learned.json"
 
 
@@ -85,10 +94,11 @@ def load_keys(state_dir: str) -> tuple[bytes, ...]:
 
 
 class Learned:
-    """What was learned about nodes. Plain values in memory; `save` is for a worker thread."""
+    """What was learned about nodes: plain values, used from the loop and from worker threads."""
 
     def __init__(self, once_done: Iterable[str] = ()) -> None:
         self.once_done = frozenset(once_done)
+        self._lock = threading.Lock()
 
     @classmethod
     def load(cls, state_dir: str) -> Learned:
@@ -105,6 +115,11 @@ class Learned:
         text = json.dumps({"once_done": sorted(self.once_done)}, indent=1)
         write_atomic(Path(state_dir, _LEARNED), text.encode() + b"\n")
 
+    def spend(self, name: str) -> None:
+        """Node `name`, which is set to boot ``once``, is up."""
+        with self._lock:
+            self.once_done |= {name}
+
     def apply(self, registry: Registry) -> Registry:
         """`registry` with what was learned: ``boot: once`` that is spent is ``boot: local``."""
         spent = {
@@ -112,12 +127,63 @@ class Learned:
             for name in self.once_done
             if (node := registry.nodes.get(name)) is not None and node.boot is BootTarget.ONCE
         }
-        return replace(registry, nodes={**registry.nodes, **spent}) if spent else registry
+        nodes = MappingProxyType({**registry.nodes, **spent})
+        return replace(registry, nodes=nodes) if spent else registry
 
     def forget(self, registry: Registry) -> None:
-        """Drop the flags of nodes that are no longer set to ``once``: it can be set anew."""
-        self.once_done = frozenset(
+        """Drop the flags of nodes that a freshly read `registry` does not set to ``once``: it can
+        be set anew."""
+        gone = {
             name
             for name in self.once_done
-            if (node := registry.nodes.get(name)) is not None and node.boot is BootTarget.ONCE
-        )
+            if (node := registry.nodes.get(name)) is None or node.boot is not BootTarget.ONCE
+        }
+        with self._lock:
+            self.once_done -= gone
+
+
+class Memory:
+    """Brings what is learned to the disk and into the registry, soon after it happens."""
+
+    def __init__(self, learned: Learned, current: Current, state_dir: str) -> None:
+        self._learned = learned
+        self._current = current
+        self._state_dir = state_dir
+        self._changed = asyncio.Event()
+        self._saved = learned.once_done
+
+    def node_up(self, name: str) -> None:
+        """A node reported up: its ``boot: once`` is spent."""
+        node = self._current.registry.nodes.get(name)
+        if node is not None and node.boot is BootTarget.ONCE:
+            self._learned.spend(name)
+            self._changed.set()
+
+    def reloaded(self) -> None:
+        """A new registry was swapped in: what was learned while it was built may be missing."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Write and apply changes, until cancelled. Changes of one moment make one write."""
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(SETTLE)
+            self._changed.clear()
+            await self._save()
+            old = self._current.registry
+            new = await asyncio.to_thread(self._learned.apply, old)
+            if self._current.registry is old:
+                self._current.swap(new)
+            else:
+                self._changed.set()  # a reload came in between: apply to what it brought
+
+    async def _save(self) -> None:
+        once_done = self._learned.once_done
+        if once_done == self._saved:
+            return
+        try:
+            await asyncio.to_thread(self._learned.save, self._state_dir)
+        except OSError as error:
+            log.error("state.write-failed", file=error.filename, error=error.strerror)
+        else:
+            self._saved = once_done

@@ -8,6 +8,8 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
+from bootd.text import escape
+
 DEFAULT_CONFIG: Final = "/etc/bootd/bootd.yaml"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,8 +71,8 @@ def print_json(value: object) -> None:
 
 
 def table(headings: list[str], rows: Iterable[list[str]]) -> str:
-    """Plain columns, as wide as they need to be; the last one is not padded."""
-    lines = [headings, *rows]
+    """Plain columns, as wide as they need to be. Cells may come from the network."""
+    lines = [[escape(cell) for cell in line] for line in (headings, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -1,0 +1,56 @@
+"""``bootd check`` and ``bootd schema``: for whoever edits the files."""
+
+from __future__ import annotations
+
+import click
+
+from bootd.cli.common import config_option, json_option, print_json, refuse
+
+
+@click.command()
+@config_option
+@json_option
+def check(config: str, as_json: bool) -> None:
+    """Read all files as the daemon would, and show every fault.
+
+    Exit code 0 and a summary, or 2 and all faults as file:line:column: where: what.
+    """
+    from bootd.config.load import load
+    from bootd.model import ConfigError
+
+    try:
+        registry = load(config)
+    except ConfigError as error:
+        if as_json:
+            print_json({"ok": False, "faults": list(error.faults)})
+            raise click.exceptions.Exit(2) from None
+        refuse(error.faults)
+    without = [node.name for node in registry.nodes.values() if not node.macs]
+    summary = {
+        "ok": True,
+        "faults": [],
+        "nodes": len(registry.nodes),
+        "nodes_without_mac": without,
+        "images": sorted(registry.images),
+        "overlays": sorted(registry.overlays),
+    }
+    if as_json:
+        print_json(summary)
+        return
+    click.echo(
+        f"{config}: in order. {len(registry.nodes)} nodes, images: "
+        f"{', '.join(sorted(registry.images)) or 'none'}, {len(registry.overlays)} overlays"
+    )
+    if without:
+        from bootd.text import fold
+
+        click.echo(f"without a MAC address, so never booted: {fold(without)}")
+
+
+@click.command()
+@click.argument("file", type=click.Choice(["nodes", "bootd"]), default="nodes")
+def schema(file: str) -> None:
+    """Print the JSON Schema of nodes.yaml (or bootd.yaml), for editors."""
+    from bootd.config.schema import json_schema
+
+    print_json(json_schema(file))

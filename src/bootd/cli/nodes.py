@@ -1,0 +1,92 @@
+"""``bootd nodes``, ``bootd timeline``, ``bootd unknown``: what the daemon knows of machines."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import click
+
+from bootd.cli.client import client_for
+from bootd.cli.common import config_option, duration, json_option, print_json, size, table
+from bootd.text import escape
+
+
+@click.command()
+@config_option
+@json_option
+def nodes(config: str, as_json: bool) -> None:
+    """List the nodes of the running daemon."""
+    answer = client_for(config).get("nodes")
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        [
+            node["node"],
+            " ".join(node["macs"]) or "-",
+            node["ip"] or "-",
+            ",".join(node["profiles"]) or "-",
+            node["image"] or "-",
+            node["boot"],
+        ]
+        for node in answer
+    ]
+    click.echo(table(["NODE", "MAC", "IP", "PROFILES", "IMAGE", "BOOT"], rows))
+
+
+@click.command()
+@click.argument("node")
+@config_option
+@json_option
+def timeline(node: str, config: str, as_json: bool) -> None:
+    """Show what the boots of NODE (a name or a MAC address) did, step by step."""
+    answer = client_for(config).get("timeline", node)
+    if as_json:
+        print_json(answer)
+        return
+    if not answer["boots"]:
+        click.echo(f"{node}: no boot seen since the daemon started")
+    for boot in answer["boots"]:
+        click.echo(_describe(answer["node"] or "unknown", boot))
+
+
+def _describe(name: str, boot: dict[str, Any]) -> str:
+    started = datetime.fromtimestamp(boot["started"]).astimezone()
+    head = (
+        f"{name} {boot['mac']} boot {boot['boot']} of {started:%Y-%m-%d %H:%M:%S}, "
+        f"{boot['firmware'] or 'firmware unknown'}: {boot['outcome']} "
+        f"after {duration(boot['seconds'])}"
+    )
+    if boot["error"]:
+        head += f" ({escape(boot['error'])})"
+    rows = [
+        [
+            f"+{step['after']:.3f} s",
+            step["stage"],
+            duration(step["seconds"]),
+            size(step["bytes"]) if step["bytes"] else "-",
+            step["outcome"],
+            step["detail"],
+        ]
+        for step in boot["steps"]
+    ]
+    lines = table(["AT", "STAGE", "TOOK", "BYTES", "OUTCOME", "WHAT"], rows)
+    return head + "\n" + "\n".join(f"  {line}" for line in lines.splitlines())
+
+
+@click.command()
+@config_option
+@json_option
+def unknown(config: str, as_json: bool) -> None:
+    """List machines that asked but no node names, the latest first."""
+    answer = client_for(config).get("unknown")
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        [row["mac"], row["address"] or "-", row["firmware"] or "-", row["stage"],
+         f"{duration(row['age'])} ago"]
+        for row in answer
+    ]  # fmt: skip
+    click.echo(table(["MAC", "ADDRESS", "FIRMWARE", "STAGE", "SEEN"], rows))

@@ -1,0 +1,106 @@
+"""``bootd status`` and ``bootd watch``: where each node's boot is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import click
+
+from bootd.cli.client import Client, client_for
+from bootd.cli.common import (
+    WrongInput,
+    config_option,
+    duration,
+    json_option,
+    print_json,
+    size,
+    table,
+)
+from bootd.text import escape
+
+HEADINGS: Final = ["NODE", "STAGE", "BYTES", "%", "RATE", "TOOK", "SEEN", "ERROR"]
+_COLOURS: Final = {"up": "green", "fail": "red"}
+
+
+def row(status: dict[str, Any]) -> list[str]:
+    """One line of the table, of a node or of an unknown machine."""
+    name = status.get("node") or status["mac"]
+    if status["stage"] is None:
+        return [name, "-", "-", "-", "-", "-", "-", ""]
+    return [
+        name,
+        status["stage"],
+        size(status["bytes"]) if status["bytes"] else "-",
+        f"{status['percent']:.0f}" if status["percent"] is not None else "-",
+        f"{size(status['rate'])}/s" if status["rate"] else "-",
+        duration(status["seconds"]),
+        f"{duration(status['age'])} ago",
+        status["error"],
+    ]
+
+
+def _rows(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*answer["nodes"], *answer["unknown"]]
+
+
+def _select(answer: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    if not names:
+        return answer
+    from ClusterShell.NodeSet import NodeSet, NodeSetException
+
+    try:
+        wanted = set(NodeSet.fromlist(list(names)))
+    except NodeSetException as error:
+        raise WrongInput(f"{' '.join(names)}: {error}") from error
+    return {
+        **answer,
+        "nodes": [each for each in answer["nodes"] if each["node"] in wanted],
+        "unknown": [],
+    }
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@config_option
+@json_option
+def status(names: tuple[str, ...], config: str, as_json: bool) -> None:
+    """Show where each node's boot is: stage, bytes, rate, error.
+
+    NAMES limits it to these nodes: n001 or n[001-128].
+    """
+    answer = _select(client_for(config).get("status"), names)
+    if as_json:
+        print_json(answer)
+        return
+    click.echo(table(HEADINGS, [row(each) for each in _rows(answer)]))
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@config_option
+@click.option("--interval", default=1.0, show_default=True, help="Seconds between two looks.")
+def watch(names: tuple[str, ...], config: str, interval: float) -> None:
+    """Show the boots live until Ctrl-C. Nodes that never asked are left out."""
+    from rich.live import Live
+
+    client = client_for(config)
+    with Live(_picture(client, names), auto_refresh=False, screen=True) as live:
+        while True:
+            time.sleep(interval)
+            live.update(_picture(client, names), refresh=True)
+
+
+def _picture(client: Client, names: tuple[str, ...]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    answer = _select(client.get("status"), names)
+    seen = [each for each in _rows(answer) if each["stage"] is not None]
+    seen.sort(key=lambda each: (each["outcome"] == "up", each["age"]))
+    picture = Table(*HEADINGS, box=None, title=f"{len(seen)} boots, {time.strftime('%H:%M:%S')}")
+    for each in seen:
+        # Text, not markup: an error message comes from a node.
+        cells = [Text(escape(cell)) for cell in row(each)]
+        picture.add_row(*cells, style=_COLOURS.get(each["stage"], ""))
+    return picture

@@ -1,0 +1,130 @@
+"""The running daemon's state as plain values: what the command line and the status page show.
+
+Pure: `now` is monotonic seconds. Numbers are bytes and seconds, times are wall-clock seconds since
+1970. Nothing in here is secret.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bootd.boots.timeline import Boot, Boots, Step
+from bootd.model import Node, parse_mac
+from bootd.registry import Registry
+
+
+def progress(step: Step, now: float) -> dict[str, Any]:
+    """Bytes sent of a step, of how many, percent, and bytes per second."""
+    seconds = (step.ended if step.ended is not None else now) - step.begun
+    percent = 100 * step.sent / step.size if step.size else None
+    return {
+        "bytes": step.sent,
+        "size": step.size,
+        "percent": round(min(percent, 100.0), 1) if percent is not None else None,
+        "rate": round(step.sent / seconds) if step.sent and seconds > 0.001 else None,
+    }
+
+
+_NOTHING: dict[str, Any] = {"bytes": None, "size": None, "percent": None, "rate": None}
+
+
+def boot_row(boot: Boot, now: float, offset: float) -> dict[str, Any]:
+    """One boot in one line: its stage, what moves at the moment, its age and error.
+
+    `age` is seconds since the machine was last heard; `seconds` is how long the boot took, or has
+    been going on; `offset` is wall-clock less monotonic seconds.
+    """
+    running = [step for step in boot.steps if step.ended is None]
+    shown = running[-1] if running else boot.steps[-1] if boot.steps else None
+    return {
+        "boot": boot.id,
+        "stage": boot.stage.value,
+        "outcome": boot.outcome or "booting",
+        "error": boot.error,
+        **(progress(shown, now) if shown is not None else _NOTHING),
+        "address": str(boot.address) if boot.address is not None else None,
+        "firmware": boot.kind.value if boot.kind is not None else None,
+        "started": round(boot.started + offset, 3),
+        "seconds": round((boot.ended if boot.ended is not None else now) - boot.started, 3),
+        "age": round(now - boot.seen, 3),
+    }
+
+
+_NEVER: dict[str, Any] = {
+    "boot": None,
+    "stage": None,
+    "outcome": None,
+    "error": "",
+    **_NOTHING,
+    "address": None,
+    "firmware": None,
+    "started": None,
+    "seconds": None,
+    "age": None,
+}
+
+
+def latest(boots: Boots, node: Node) -> Boot | None:
+    """The newest boot of a node: it may have booted from more than one of its cards."""
+    seen = [boot for mac in node.macs if (boot := boots.of(mac)) is not None]
+    return max(seen, key=lambda boot: boot.seen, default=None)
+
+
+def node_rows(registry: Registry, boots: Boots, now: float) -> list[dict[str, Any]]:
+    """Every node of the registry with its newest boot; keys that have no value yet are None."""
+    rows = []
+    for node in registry.nodes.values():
+        boot = latest(boots, node)
+        rows.append(
+            {
+                "node": node.name,
+                "mac": boot.mac if boot is not None else node.mac,
+                **(boot_row(boot, now, boots.offset) if boot is not None else _NEVER),
+            }
+        )
+    return rows
+
+
+def unknown_rows(registry: Registry, boots: Boots, now: float) -> list[dict[str, Any]]:
+    """Machines that asked but no node names, the latest first."""
+    strangers = [boot for boot in boots if boot.mac not in registry.by_mac]
+    strangers.sort(key=lambda boot: boot.seen, reverse=True)
+    return [{"mac": boot.mac, **boot_row(boot, now, boots.offset)} for boot in strangers]
+
+
+def describe_node(registry: Registry, node: Node) -> dict[str, Any]:
+    """What the registry says of a node, without its secrets (asset key)."""
+    image = registry.images.get(node.image or "")
+    return {
+        "node": node.name,
+        "macs": list(node.macs),
+        "ip": str(node.ip) if node.ip is not None else None,
+        "profiles": list(node.profiles),
+        "image": node.image,
+        "generation": image.generation if image is not None else None,
+        "kernel_args": list(node.kernel_args),
+        "overlays": {
+            "system": list(node.overlays_system),
+            "runtime": list(node.overlays_runtime),
+        },
+        "boot": node.boot.value,
+        "tags": dict(node.tags),
+        "comment": node.comment,
+    }
+
+
+def timeline(registry: Registry, boots: Boots, who: str, now: float) -> dict[str, Any] | None:
+    """All kept boots of a node or MAC address, oldest first; None where nobody is called that."""
+    node = registry.find(who)
+    try:
+        macs = node.macs if node is not None else (parse_mac(who),)
+    except ValueError:
+        return None
+    seen = [boot for mac in macs for boot in boots.history(mac)]
+    if node is None and not seen:
+        return None
+    seen.sort(key=lambda boot: boot.started)
+    return {
+        "node": node.name if node is not None else None,
+        "boots": [boots.describe(boot, now) for boot in seen],
+    }
