@@ -1,0 +1,146 @@
+"""What a client is told to boot, and how each kind of firmware wants to be told.
+
+Pure. The file stands in the header *and* in option 67: U-Boot and shim read the one, UEFI HTTP boot
+the other. Option 43 is discovery control 8, "boot the file right away" (PXE 2.1, table 2-1);
+without it EDK2 asks port 4011 and some ROMs show a menu.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv4Address
+from typing import Final, NamedTuple
+
+from bootd.dhcp.answer import DISCOVER, Ignore, Query
+from bootd.dhcp.client import Client, suboptions
+from bootd.dhcp.wire import MAX_FILE
+from bootd.loaders import boot_path
+from bootd.model import Arch, ClientKind, Mac, Node, dashed
+
+PXE_CLASS: Final = b"PXEClient"
+HTTP_CLASS: Final = b"HTTPClient"
+
+_BOOT_FILE_NOW: Final = b"\x06\x01\x08\xff"
+# raspberrypi/firmware#764: the Pi's ROM looks for these words before it asks TFTP for its names.
+_RASPBERRY: Final = b"\x06\x01\x08\x09\x14\0\0\x11Raspberry Pi Boot\x0a\x04\0PXE\xff"
+_TFTP_PORT: Final = 69
+_BOOT_ITEM: Final = 71
+_IPXE_BUILDS: Final = ("ipxe", "snponly")
+
+
+class BootInfo(NamedTuple):
+    """What one client is told to boot: options 60 and 43, the file (may be empty), the
+    architecture it was chosen for, and whether it is a loader that has yet to ask again."""
+
+    vendor_class: bytes
+    vendor_options: bytes
+    file: str
+    arch: int | None
+    first_stage: bool
+
+
+class _Server(NamedTuple):
+    """Our address in the forms that replies need."""
+
+    packed: bytes
+    text: str
+    sname: bytes
+    base: str
+
+
+@lru_cache(maxsize=64)
+def _server(ip: int, port: int) -> _Server:
+    address = IPv4Address(ip)
+    text = str(address)
+    return _Server(address.packed, text, text.encode(), f"http://{text}:{port}")
+
+
+def server_of(query: Query) -> _Server:
+    """The forms of ``query.us``; made once per address."""
+    return _server(int(query.us.ip), query.us.http_port)
+
+
+def boot_info(query: Query, node: Node | None) -> BootInfo | Ignore:
+    """What to boot for a client of a known kind; `node` is None for one that waits to be claimed.
+
+    Where the boot is local the answer is the same: the script that the node fetches hands over to
+    its disk, so that a change of mind needs no change of boot order.
+    """
+    client, mac = query.client, query.mac
+    if client.kind is ClientKind.IPXE and client.capable:
+        url = f"{server_of(query).base}/ipxe/{dashed(mac)}"
+        return BootInfo(PXE_CLASS, _BOOT_FILE_NOW, url, client.arch, False)
+    if client.kind is ClientKind.RPI:
+        return BootInfo(PXE_CLASS, _RASPBERRY, "", Arch.ARM_RPIBOOT, False)
+    if not client.archs:
+        return Ignore("no-arch", client)
+    arch, path = _loader(client, mac, node.loader if node is not None else "auto")
+    if path is None:
+        return Ignore("unsupported-arch", client)
+    info = _firmware(query, client, arch, path)
+    if "binl" in quirks(node, mac) and client.kind is ClientKind.PXE and not query.on_pxe_port:
+        return info._replace(vendor_options=b"", file="")
+    return info if len(info.file) <= MAX_FILE else Ignore("file-too-long", client)
+
+
+def _loader(client: Client, mac: Mac, choice: str) -> tuple[int | None, str | None]:
+    """The first of the client's architectures that we can serve, and the loader's path."""
+    if client.kind is ClientKind.IPXE and choice not in _IPXE_BUILDS:
+        choice = "auto"  # a poor iPXE is given a better one, whatever the node's firmware boots
+    for arch in client.archs:
+        path = boot_path(mac, arch, choice)
+        if path is not None:
+            return arch, path
+    return None, None
+
+
+def _firmware(query: Query, client: Client, arch: int | None, path: str) -> BootInfo:
+    if client.kind is ClientKind.HTTP:
+        return BootInfo(HTTP_CLASS, b"", f"{server_of(query).base}/{path}", arch, True)
+    if client.kind is ClientKind.IPXE:
+        port = query.registry.settings.tftp.port
+        host = server_of(query).text if port == _TFTP_PORT else f"{server_of(query).text}:{port}"
+        path = f"tftp://{host}/{path}"
+    return BootInfo(PXE_CLASS, _BOOT_FILE_NOW, path, arch, True)
+
+
+def quirks(node: Node | None, mac: Mac) -> frozenset[str]:
+    """The node's quirks that hold for this card: ``binl``, or ``binl@00:11:22`` for one maker's
+    cards only, which a profile can set for all its nodes."""
+    if node is None or not node.quirks:
+        return frozenset()
+    return frozenset(
+        name
+        for name, _, oui in (quirk.partition("@") for quirk in node.quirks)
+        if mac.startswith(oui.lower().replace("-", ":"))
+    )
+
+
+def add_options(options: dict[int, bytes], info: BootInfo, query: Query) -> None:
+    """Put the boot options behind those already there, in the order that firmware is known to
+    read: 60, 97 echoed, 43, 66, 67, and last 82 echoed (RFC 3046, 2.2)."""
+    request = query.message.options
+    options[60] = info.vendor_class
+    machine = request.get(97)
+    if machine:
+        options[97] = machine
+    item = None if query.kind == DISCOVER else boot_item(request.get(43, b""))
+    if item is not None:
+        options[43] = item
+    elif info.vendor_options:
+        options[43] = info.vendor_options
+    if info.file:
+        options[66] = server_of(query).sname
+        # EDK2 writes a NUL behind the value in place, and ROMs without length handling read on.
+        options[67] = info.file.encode() + b"\0"
+    relay_information = request.get(82)
+    if relay_information:
+        options[82] = relay_information
+
+
+def boot_item(vendor_options: bytes) -> bytes | None:
+    """Option 43 for a client that names a boot item (tag 71) of a menu, which it takes from the
+    DHCP server's own reply or from habit: the item echoed is the acknowledgement that PXE 2.1
+    (2.2.4) demands. None where it names none."""
+    item = suboptions(vendor_options).get(_BOOT_ITEM, b"")
+    return bytes((_BOOT_ITEM, 4)) + item + b"\xff" if len(item) == 4 else None

@@ -1,0 +1,115 @@
+"""What is remembered of each sender between two packets: log throttle, rate limit, loop detection.
+
+Pure: `now` is monotonic seconds. Bounded: a sender that was not heard for longest is forgotten
+first, so that invented MAC addresses cost a fixed amount of memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Final
+
+from bootd.model import Mac
+
+MAX_SENDERS: Final = 16384
+ANSWERS_PER_SECOND: Final = 100
+"""For one MAC. A machine that boots sends some ten packets a minute."""
+LOOP_OFFERS: Final = 3
+LOOP_WINDOW: Final = 120.0
+"""More than three boots into a first-stage loader within two minutes, and never a script: a loop
+(EDK2 and PXE ROMs give up or start over after 20 to 60 seconds)."""
+
+
+class Sender:
+    """One MAC address: what was last said of it, and how often it was answered."""
+
+    __slots__ = ("answers", "said", "second", "stages", "xid")
+
+    def __init__(self) -> None:
+        self.said: object = None
+        self.second = 0.0
+        self.answers = 0
+        self.xid = -1
+        self.stages: deque[float] | None = None
+
+    def allowed(self, now: float) -> bool:
+        """Count one answer; False where this second had its share already."""
+        if now - self.second >= 1.0:
+            self.second, self.answers = now, 0
+        self.answers += 1
+        return self.answers <= ANSWERS_PER_SECOND
+
+    def news(self, what: object) -> bool:
+        """True where `what` differs from what was said of this sender last."""
+        if self.said == what:
+            return False
+        self.said = what
+        return True
+
+    def first_stage(self, xid: int, now: float) -> bool:
+        """A first-stage loader was offered in transaction `xid`; True once it is a loop.
+
+        Firmware repeats a DISCOVER with its transaction id, so a new one is a new attempt.
+        """
+        if xid == self.xid:
+            return False
+        self.xid = xid
+        if self.stages is None:
+            self.stages = deque(maxlen=LOOP_OFFERS + 1)
+        self.stages.append(now)
+        if len(self.stages) <= LOOP_OFFERS or now - self.stages[0] > LOOP_WINDOW:
+            return False
+        self.stages.clear()
+        return True
+
+    def script_fetched(self) -> None:
+        """The machine got as far as its script: no loop."""
+        self.stages = None
+
+
+class Senders:
+    """The senders heard last."""
+
+    def __init__(self, limit: int = MAX_SENDERS) -> None:
+        self._limit = limit
+        self._senders: OrderedDict[Mac, Sender] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._senders)
+
+    def of(self, mac: Mac) -> Sender:
+        """The sender with this address, now the latest heard."""
+        sender = self._senders.get(mac)
+        if sender is None:
+            sender = self._senders[mac] = Sender()
+            if len(self._senders) > self._limit:
+                self._senders.popitem(last=False)
+        else:
+            self._senders.move_to_end(mac)
+        return sender
+
+
+class Lines:
+    """At most `burst` log lines at once and `rate` a second after; counts what it held back."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._left = float(burst)
+        self._at = 0.0
+        self.held_back = 0
+
+    def take(self, now: float) -> bool:
+        """True where one more line may be written now."""
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < 1.0:
+            self.held_back += 1
+            return False
+        self._left -= 1.0
+        return True
+
+    def take_held_back(self) -> int:
+        """How many lines were held back since this was last asked."""
+        count, self.held_back = self.held_back, 0
+        return count
