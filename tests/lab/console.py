@@ -47,7 +47,7 @@ class Console:
         self._line = ""  # the line that is being written, begun at _line_at
         self._line_at = 0.0
         self._cursor = 0
-        self._closed = False
+        self._over = ""
         self._changed = asyncio.Event()
 
     @property
@@ -68,10 +68,10 @@ class Console:
         self._pending = text[cut:]
         self._add(text[:cut])
 
-    def close(self) -> None:
-        """The machine is off: nothing more will come."""
-        self._closed = True
-        self._add(self._pending + "\n")
+    def close(self, why: str = "the machine went off") -> None:
+        """Nothing more will come, or it is no use to wait for it: `why`."""
+        self._over = self._over or why
+        self._add("\n")
 
     def _add(self, text: str) -> None:
         plain = _ESCAPE.sub("", _MOVE.sub("\n", text.replace("\r\n", "\n")))
@@ -105,18 +105,21 @@ class Console:
         try:
             async with asyncio.timeout(within):
                 while (match := expression.search(self.text, self._cursor)) is None:
-                    if self._closed:
-                        raise LabError(self._missed(pattern, "went off"))
+                    if self._over:
+                        raise self._missed(pattern, self._over)
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise LabError(self._missed(pattern, f"{within:.0f} s passed")) from None
+            raise self._missed(pattern, f"{within:.0f} s passed") from None
         self._cursor = match.end()
         return match
 
-    def _missed(self, pattern: str, why: str) -> str:
-        tail = "\n".join(f"  {line.at:6.1f}  {line.text}" for line in self.lines[-SHOWN:])
-        return f"{self.name}: {why} before {pattern!r} was seen on its console:\n{tail}"
+    def _missed(self, pattern: str, why: str) -> LabError:
+        tail = [f"  {line.at:6.1f}  {line.text}" for line in self.lines[-SHOWN:]]
+        return LabError(
+            f"{self.name}: {why} before {pattern!r} was seen on its console",
+            "\n".join([*tail, f"          {self._line}"]),
+        )
 
     def at(self, pattern: str) -> float | None:
         """Seconds after power-on of the first whole line that `pattern` is found in."""

@@ -17,7 +17,13 @@ from typing import IO, cast
 
 
 class LabError(Exception):
-    """The lab cannot do what was asked. The message is a sentence: what, why, what to do."""
+    """The lab cannot do what was asked. `sentence` says what, why, and what to do; `detail` is what
+    a program or a console said last."""
+
+    def __init__(self, sentence: str, detail: str = "") -> None:
+        super().__init__(f"{sentence}\n{detail}" if detail else sentence)
+        self.sentence = sentence
+        self.detail = detail
 
 
 PACKAGE_OF = {
@@ -44,18 +50,30 @@ def program(name: str) -> str:
     return found
 
 
-def run(*argv: str, cwd: Path | None = None, timeout: float = 60.0) -> str:
+def run(
+    *argv: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 60.0,
+) -> str:
     """Run one short command and return its standard output; `LabError` with its own last words."""
     command = [program(argv[0]), *argv[1:]]
     try:
         done = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+            command,
+            cwd=cwd,
+            env=dict(env) if env is not None else None,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        raise LabError(f"{' '.join(argv)}: not finished after {timeout:.0f} s") from None
+        raise LabError(f"`{' '.join(argv)}` is not finished after {timeout:.0f} s") from None
     if done.returncode != 0:
         words = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
-        raise LabError(f"{' '.join(argv)}: {words}")
+        lines = words.splitlines()
+        raise LabError(f"`{' '.join(argv)}` fails: {lines[-1]}", words if lines[1:] else "")
     return done.stdout
 
 
@@ -108,6 +126,7 @@ class Program(asyncio.SubprocessProtocol):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
+                start_new_session=True,  # Ctrl-C is for the lab, which ends them in order
                 env=dict(env) if env is not None else None,
             )
         except OSError as exc:
