@@ -1,0 +1,323 @@
+"""Images on disk: generations that appear whole or not at all.
+
+``state_dir/images/NAME/GENERATION/{manifest.json,kernel,initramfs}`` and beside them ``active``, a
+symlink to the generation that nodes boot. A generation is made in ``.tmp-…``, synced, and renamed
+into place, so whatever kills the process leaves no half of one: leftovers are never read, and the
+next import removes them (it holds the image's lock, so nobody can be writing them).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO, Final
+
+from bootd import __version__
+from bootd.image import kernel as kernels
+from bootd.image.disk import (
+    ACTIVE,
+    TEMPORARY,
+    ImageError,
+    Progress,
+    check_space,
+    copy_hashed,
+    locked,
+    make_folder,
+    open_source,
+    point,
+    read_regular,
+    remove_leftovers,
+    sentences,
+    sync_folder,
+    write_file,
+)
+from bootd.image.manifest import Manifest, ManifestError, decode
+from bootd.model import Artefact, ConfigError, Image, safe_name
+
+MANIFEST: Final = "manifest.json"
+
+
+class NoSuchImage(ImageError):
+    """There is no image or generation of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generation on disk; `fault` says why it cannot be booted, where it cannot."""
+
+    name: str
+    generation: str
+    active: bool
+    image: Image | None
+    manifest: Manifest | None
+    fault: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its artefacts."""
+        files = self.manifest.artefacts.values() if self.manifest is not None else ()
+        return sum(file.size for file in files)
+
+
+class ImageStore:
+    """The images below `state_dir`. Methods block on the disk: call them in a thread."""
+
+    def __init__(self, state_dir: str | Path) -> None:
+        self.root = Path(state_dir) / "images"
+
+    def active(self) -> Mapping[str, Image]:
+        """The generation that nodes boot, by image name.
+
+        Raises `ConfigError` that names every image whose active generation is damaged.
+        """
+        images: dict[str, Image] = {}
+        faults: list[str] = []
+        for name in self._names():
+            generation = self._active_name(name)
+            if generation is None:
+                continue
+            try:
+                images[name] = self._image(name, generation)
+            except ImageError as error:
+                faults.append(
+                    f"{error}. Switch to another generation with `bootd image activate {name} "
+                    f"GENERATION`, or import it again"
+                )
+        if faults:
+            raise ConfigError(faults)
+        return MappingProxyType(images)
+
+    def images(self) -> Mapping[str, tuple[Generation, ...]]:
+        """Every generation of every image, oldest first; damaged ones say so in `fault`."""
+        return {name: self.generations(name) for name in self._names()}
+
+    def generations(self, name: str) -> tuple[Generation, ...]:
+        """The generations of one image, oldest first. Raises `NoSuchImage`."""
+        folder = self._folder(name)
+        active = self._active_name(name)
+        found = sorted(
+            path.name
+            for path in folder.iterdir()
+            if not path.name.startswith(".") and path.is_dir() and not path.is_symlink()
+        )
+        return tuple(self._generation(name, generation, active) for generation in found)
+
+    def import_files(
+        self,
+        name: str,
+        kernel: str | Path,
+        initramfs: str | Path,
+        progress: Progress = lambda _role, _done, _total: None,
+        *,
+        activate: bool = True,
+        now: datetime | None = None,
+    ) -> Image:
+        """Copy a kernel and an initramfs as they are into a new generation of image `name`.
+
+        Raises `ImageError`; then there is no new generation, and the active one is what it was.
+        """
+        _safe(name, "image")
+        created = now if now is not None else datetime.now(UTC)
+        generation = f"{created:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        with sentences(name), contextlib.ExitStack() as stack:
+            sources = {
+                role: stack.enter_context(open_source(role, Path(path)))
+                for role, path in (("kernel", kernel), ("initramfs", initramfs))
+            }
+            version = _check_sources(sources)
+            folder = self.root / name
+            make_folder(self.root)
+            make_folder(folder)
+            stack.enter_context(locked(folder))
+            remove_leftovers(folder)
+            check_space(folder, sources)
+            temporary = folder / f"{TEMPORARY}{generation}"
+            try:
+                make_folder(temporary)
+                files = {
+                    role: copy_hashed(source, temporary / role, role, progress)
+                    for role, source in sources.items()
+                }
+                manifest = Manifest(
+                    name=name,
+                    generation=generation,
+                    created=created.astimezone(UTC).isoformat(timespec="seconds"),
+                    source=f"kernel {Path(kernel).absolute()}, "
+                    f"initramfs {Path(initramfs).absolute()}",
+                    artefacts=files,
+                    kernel_version=version,
+                    bootd=__version__,
+                )
+                write_file(temporary / MANIFEST, manifest.encode())
+                sync_folder(temporary)
+                temporary.rename(folder / generation)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            sync_folder(folder)
+            if activate:
+                point(folder, generation)
+        return self._image(name, generation)
+
+    def activate(self, name: str, generation: str | None = None) -> Image:
+        """Let nodes boot `generation`, by default the newest. Raises `ImageError`."""
+        folder = self._folder(name)
+        if generation is None:
+            whole = [g.generation for g in self.generations(name) if not g.fault]
+            if not whole:
+                raise NoSuchImage(f"image {name} has no generation that can be booted")
+            generation = whole[-1]
+        with sentences(name), locked(folder):
+            image = self._image(name, generation)
+            point(folder, generation)
+        return image
+
+    def delete(self, name: str, generation: str) -> None:
+        """Remove a generation; the active one is refused. Raises `ImageError`."""
+        folder = self._folder(name)
+        path = self._existing(name, generation)
+        with sentences(name), locked(folder):
+            if self._active_name(name) == generation:
+                raise ImageError(
+                    f"generation {generation} of image {name} is active: nodes boot it. Activate "
+                    f"another one first with `bootd image activate {name} GENERATION`"
+                )
+            # Renamed first: it is gone as a whole, however long the removal takes.
+            gone = folder / f"{TEMPORARY}deleted-{generation}"
+            path.rename(gone)
+            sync_folder(folder)
+            shutil.rmtree(gone)
+
+    def verify(self, name: str, generation: str) -> list[str]:
+        """Read every artefact and compare its SHA-256; what is wrong, as sentences."""
+        image = self._image(name, generation)
+        faults = []
+        for role, artefact in image.artefacts.items():
+            with sentences(name), Path(artefact.path).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != artefact.sha256:
+                faults.append(
+                    f"{artefact.path}: {role} has the SHA-256 {digest}, "
+                    f"its manifest says {artefact.sha256}"
+                )
+        return faults
+
+    def _names(self) -> list[str]:
+        try:
+            return sorted(
+                path.name
+                for path in self.root.iterdir()
+                if path.is_dir() and not path.name.startswith(".")
+            )
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ConfigError([f"{self.root}: images: {error.strerror}"]) from error
+
+    def _folder(self, name: str) -> Path:
+        folder = self.root / _safe(name, "image")
+        if not folder.is_dir():
+            known = ", ".join(self._names()) or "none"
+            raise NoSuchImage(f"there is no image {name!r}; images: {known}")
+        return folder
+
+    def _existing(self, name: str, generation: str) -> Path:
+        path = self._folder(name) / _safe(generation, "generation")
+        if generation == ACTIVE or path.is_symlink() or not path.is_dir():
+            raise NoSuchImage(
+                f"image {name} has no generation {generation!r}; `bootd image list` shows them"
+            )
+        return path
+
+    def _active_name(self, name: str) -> str | None:
+        """Where ``active`` points, or None where there is no such link."""
+        try:
+            return (self.root / name / ACTIVE).readlink().name
+        except OSError:
+            return None
+
+    def _generation(self, name: str, generation: str, active: str | None) -> Generation:
+        is_active = generation == active
+        try:
+            manifest = self._manifest(name, generation)
+            image = _to_image(manifest, self.root / name / generation)
+        except ImageError as error:
+            return Generation(name, generation, is_active, None, None, str(error))
+        return Generation(name, generation, is_active, image, manifest)
+
+    def _image(self, name: str, generation: str) -> Image:
+        path = self._existing(name, generation)
+        return _to_image(self._manifest(name, generation), path)
+
+    def _manifest(self, name: str, generation: str) -> Manifest:
+        path = self._existing(name, generation) / MANIFEST
+        try:
+            manifest = decode(read_regular(path))
+        except ManifestError as error:
+            raise ImageError(f"{path}: {error}") from None
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read: {error.strerror}") from None
+        if (manifest.name, manifest.generation) != (name, generation):
+            raise ImageError(f"{path}: is of {manifest.name}/{manifest.generation}")
+        return manifest
+
+
+def _safe(text: str, what: str) -> str:
+    try:
+        return safe_name(text, what)
+    except ValueError as error:
+        raise ImageError(str(error)) from None
+
+
+def _to_image(manifest: Manifest, folder: Path) -> Image:
+    """The image of a manifest whose files are there with the sizes it says."""
+    artefacts = {}
+    for role, file in manifest.artefacts.items():
+        path = folder / file.file
+        try:
+            found = path.lstat()
+        except OSError as error:
+            raise ImageError(f"{path}: {error.strerror}") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise ImageError(f"{path}: is not a regular file")
+        if found.st_size != file.size:
+            raise ImageError(
+                f"{path}: has {found.st_size} bytes, its manifest says {file.size}: damaged"
+            )
+        artefacts[role] = Artefact(str(path), file.size, file.sha256)
+    return Image(
+        manifest.name,
+        manifest.generation,
+        MappingProxyType(artefacts),
+        manifest.kernel_version,
+        manifest.created,
+        manifest.secret,
+    )
+
+
+def _check_sources(sources: Mapping[str, BinaryIO]) -> str | None:
+    """Refuse files given in the wrong order; returns the kernel's release where it says so."""
+    heads = {role: file.read(kernels.HEADER_BYTES) for role, file in sources.items()}
+    for file in sources.values():
+        file.seek(0)
+    if kernels.is_kernel(heads["initramfs"]) and not kernels.is_initramfs(heads["initramfs"]):
+        raise ImageError(
+            f"{sources['initramfs'].name}: given as initramfs, but it begins as a kernel does: "
+            "are --kernel and --initramfs swapped?"
+        )
+    if kernels.is_initramfs(heads["kernel"]):
+        # arm64 kernels come as Image.gz too, but no boot loader here unpacks those.
+        raise ImageError(
+            f"{sources['kernel'].name}: given as kernel, but it begins as an initramfs or a "
+            "compressed file does: are --kernel and --initramfs swapped? A compressed kernel "
+            "(Image.gz) must be unpacked first"
+        )
+    return kernels.version(heads["kernel"])
