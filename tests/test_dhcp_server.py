@@ -1,4 +1,4 @@
-"""The DHCP shell on loopback: what goes in at a socket comes out of it, and is told to the boots."""
+"""The DHCP shell on loopback: what a socket sends is answered, and told to the boots."""
 
 from __future__ import annotations
 

@@ -111,8 +111,8 @@ def opens_boot(query: Query) -> bool:
     return query.relayed or query.source[1] == query.settings.client_port
 
 
-def fit(reply: Message, request: Message, size: int) -> bytes | None:
-    """`reply` encoded within twice the request's `size` bytes, option 57 and one frame; None where
+def fit(reply: Message, request: Message, size: int) -> tuple[Message, bytes] | None:
+    """`reply` and its bytes, within twice the request's `size` bytes, option 57 and one frame; None where
     that cannot be, even without what is expendable.
 
     Option 57 counts IP and UDP headers. Below the 300 bytes of BOOTP it is nonsense (a client that
@@ -123,13 +123,14 @@ def fit(reply: Message, request: Message, size: int) -> bytes | None:
     limit = min(allowed, MAX_REPLY, 2 * size)
     data = encode(reply)
     if len(data) <= limit:
-        return data
-    options = dict(reply.options)
+        return reply, data
     for code in _EXPENDABLE:
-        if options.pop(code, None) is not None:
-            data = encode(reply._replace(options=options))
+        if code in reply.options:
+            options = {other: value for other, value in reply.options.items() if other != code}
+            reply = reply._replace(options=options)
+            data = encode(reply)
             if len(data) <= limit:
-                return data
+                return reply, data
     return None
 
 

@@ -99,10 +99,10 @@ def _proxy(query: Query) -> Offer | Ignore:
     info = boot_info(query, node)
     if isinstance(info, Ignore):
         return info
-    reply = _reply(query, info)
-    data = fit(reply, query.message, query.size)
-    if data is None:
+    fitting = fit(_reply(query, info), query.message, query.size)
+    if fitting is None:
         return Ignore("reply-too-large", client)
+    reply, data = fitting
     return Offer(
         data,
         reply,
