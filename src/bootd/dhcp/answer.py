@@ -112,8 +112,8 @@ def opens_boot(query: Query) -> bool:
 
 
 def fit(reply: Message, request: Message, size: int) -> tuple[Message, bytes] | None:
-    """`reply` and its bytes, within twice the request's `size` bytes, option 57 and one frame; None where
-    that cannot be, even without what is expendable.
+    """`reply` and its bytes, within twice the request's `size` bytes, option 57 and one frame; None
+    where that cannot be, even without what is expendable.
 
     Option 57 counts IP and UDP headers. Below the 300 bytes of BOOTP it is nonsense (a client that
     swapped its bytes) and the minimum of RFC 2131 is taken.
