@@ -28,6 +28,10 @@ class ImageError(Exception):
     was there before has changed."""
 
 
+class ImageInputError(ImageError):
+    """What was asked for is wrong: a name, a file, the active generation to be deleted."""
+
+
 @contextlib.contextmanager
 def sentences(name: str) -> Iterator[None]:
     """Turn what the disk says into an `ImageError` that says what to do."""
@@ -76,12 +80,12 @@ def open_source(role: str, path: Path) -> BinaryIO:
     try:
         file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - Path.open has no opener
     except OSError as error:
-        raise ImageError(f"{path}: the {role} cannot be read: {error.strerror}") from None
+        raise ImageInputError(f"{path}: the {role} cannot be read: {error.strerror}") from None
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode) or not found.st_size:
         file.close()
         what = "is empty" if stat.S_ISREG(found.st_mode) else "is not a regular file"
-        raise ImageError(f"{path}: the {role} {what}")
+        raise ImageInputError(f"{path}: the {role} {what}")
     return file
 
 

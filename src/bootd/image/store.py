@@ -26,6 +26,7 @@ from bootd.image.disk import (
     ACTIVE,
     TEMPORARY,
     ImageError,
+    ImageInputError,
     Progress,
     check_space,
     copy_hashed,
@@ -45,7 +46,7 @@ from bootd.model import Artefact, ConfigError, Image, safe_name
 MANIFEST: Final = "manifest.json"
 
 
-class NoSuchImage(ImageError):
+class NoSuchImage(ImageInputError):
     """There is no image or generation of that name."""
 
 
@@ -186,7 +187,7 @@ class ImageStore:
         path = self._existing(name, generation)
         with sentences(name), locked(folder):
             if self._active_name(name) == generation:
-                raise ImageError(
+                raise ImageInputError(
                     f"generation {generation} of image {name} is active: nodes boot it. Activate "
                     f"another one first with `bootd image activate {name} GENERATION`"
                 )
@@ -274,7 +275,7 @@ def _safe(text: str, what: str) -> str:
     try:
         return safe_name(text, what)
     except ValueError as error:
-        raise ImageError(str(error)) from None
+        raise ImageInputError(str(error)) from None
 
 
 def _to_image(manifest: Manifest, folder: Path) -> Image:
@@ -309,13 +310,13 @@ def _check_sources(sources: Mapping[str, BinaryIO]) -> str | None:
     for file in sources.values():
         file.seek(0)
     if kernels.is_kernel(heads["initramfs"]) and not kernels.is_initramfs(heads["initramfs"]):
-        raise ImageError(
+        raise ImageInputError(
             f"{sources['initramfs'].name}: given as initramfs, but it begins as a kernel does: "
             "are --kernel and --initramfs swapped?"
         )
     if kernels.is_initramfs(heads["kernel"]):
         # arm64 kernels come as Image.gz too, but no boot loader here unpacks those.
-        raise ImageError(
+        raise ImageInputError(
             f"{sources['kernel'].name}: given as kernel, but it begins as an initramfs or a "
             "compressed file does: are --kernel and --initramfs swapped? A compressed kernel "
             "(Image.gz) must be unpacked first"
