@@ -97,10 +97,10 @@ async def test_what_was_warmed_is_not_rendered_again(
 ) -> None:
     registry = world(overlay(a="{{ node.name }}"), nodes())
 
-    cache.warm(registry, registry.nodes["n0"], "system", SERVER)
-    cache.warm(registry, registry.nodes["n0"], "system", SERVER)
+    cache.warm(registry, registry.nodes["n0"], SERVER)
+    cache.warm(registry, registry.nodes["n0"], SERVER)
     await cache.get(registry, registry.nodes["n0"], "system", SERVER)
-    cache.warm(registry, registry.nodes["n0"], "system", SERVER)
+    cache.warm(registry, registry.nodes["n0"], SERVER)
     await cache.get(registry, registry.nodes["n0"], "system", SERVER)
 
     assert renderings == ["n0"]
@@ -197,7 +197,7 @@ async def test_each_servers_address_has_its_own_archive(cache: OverlayCache) -> 
 
 async def test_a_template_error_reaches_who_asks_and_is_not_kept(cache: OverlayCache) -> None:
     broken, good = world(overlay(a="{{ no }}"), nodes()), world(overlay(a="ok"), nodes())
-    cache.warm(broken, broken.nodes["n0"], "system", SERVER)
+    cache.warm(broken, broken.nodes["n0"], SERVER)
 
     for _ in range(2):
         with pytest.raises(RenderError, match="'no' is undefined"):
@@ -213,7 +213,7 @@ async def test_an_overlay_that_does_not_exist_is_an_error_and_warming_it_none(
     registry = world(overlay(a="x"), nodes())
     node = Node("other", overlays_system=("absent",))
 
-    cache.warm(registry, node, "system", SERVER)
+    cache.warm(registry, node, SERVER)
 
     with pytest.raises(RenderError, match="'absent' does not exist"):
         await cache.get(registry, node, "system", SERVER)

@@ -88,7 +88,9 @@ class OverlayCache:
             kept = await asyncio.shield(self._flight(registry, node, key))
         return kept.archive
 
-    def warm(self, registry: Registry, node: Node, which: Which, server: ServerAddress) -> None:
+    def warm(
+        self, registry: Registry, node: Node, server: ServerAddress, which: Which = "system"
+    ) -> None:
         """Begin to render what `node` will soon ask for. Raises nothing: whoever asks is told."""
         key = (node.name, node.mac, which, server)
         with suppress(RenderError):
