@@ -27,7 +27,7 @@ from tests.lab.console import Line
 from tests.lab.dhcp import DhcpServer
 from tests.lab.machine import Firmware, Machine
 from tests.lab.netns import Network
-from tests.lab.run import Program
+from tests.lab.run import Program, is_alive
 from tests.lab.server import Event, Server
 
 CAPTURE: Final = "capture.pcap"
@@ -135,5 +135,5 @@ def _sweep_folders() -> None:
     """Remove the folders of labs whose process is dead."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
         found = re.fullmatch(_FOLDER + r"(\d+)-\w+", folder.name)
-        if found and not Path("/proc", found[1]).exists():
+        if found and not is_alive(found[1]):
             shutil.rmtree(folder, ignore_errors=True)

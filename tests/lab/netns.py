@@ -12,10 +12,9 @@ import itertools
 import os
 import re
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
-from pathlib import Path
 from typing import Final
 
-from tests.lab.run import LabError, run
+from tests.lab.run import LabError, is_alive, run
 
 ADDRESSES: Final = IPv4Network("10.77.0.0/24")
 ROLES: Final = ("lan", "dhcp", "boot")
@@ -30,9 +29,7 @@ def _names() -> list[str]:
 def sweep() -> list[str]:
     """Remove the namespaces of labs whose process is dead; the names removed."""
     stale = [
-        name
-        for name in _names()
-        if (match := _NAME.fullmatch(name)) and not Path("/proc", match["pid"]).exists()
+        name for name in _names() if (match := _NAME.fullmatch(name)) and not is_alive(match["pid"])
     ]
     for name in stale:
         with contextlib.suppress(LabError):  # another lab that starts now sweeps as well

@@ -40,6 +40,15 @@ PACKAGE_OF = {
 """The Debian package that each program of the lab comes from."""
 
 
+def is_alive(pid: str) -> bool:
+    """True where a process has this id and is more than a zombie nobody has reaped."""
+    try:
+        status = Path("/proc", pid, "stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
 def program(name: str) -> str:
     """The path of a program, also where PATH has no /usr/sbin; `LabError` if missing."""
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
