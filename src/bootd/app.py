@@ -26,11 +26,13 @@ import uvloop
 from bootd import __version__, control, health, metrics, ports
 from bootd import log as logs
 from bootd.boots.timeline import Boot, Boots
+from bootd.boots.unknown import Unknown
+from bootd.claiming import Claiming
 from bootd.config.load import load
 from bootd.dhcp.server import DhcpServer
 from bootd.files import LoaderFiles, search_path
 from bootd.http.server import HttpServer
-from bootd.model import ConfigError, LogSettings, Settings, StartError
+from bootd.model import ConfigError, LogSettings, Node, ServerAddress, Settings, StartError
 from bootd.net import Interfaces
 from bootd.notify import Notifier
 from bootd.overlay.cache import OverlayCache
@@ -205,8 +207,9 @@ class Daemon:
             offset=time.time() - loop.time(),  # noqa: TID251 -- as above
         )
         boots.on_up = memory.node_up
-        reloader = self._make_reloader(current, boots, memory)
-        self._services = self._make_services(current, boots, keys, reloader)
+        unknown = Unknown()
+        reloader = self._make_reloader(current, boots, unknown, memory)
+        self._services = self._make_services(current, boots, unknown, keys, reloader)
         async with AsyncExitStack() as stack:
             for name, service in self._services.items():
                 # Pushed before the start: one that fails half-way is closed as well.
@@ -221,7 +224,12 @@ class Daemon:
             return await self._live(runs | others, registry)
 
     def _make_services(
-        self, current: Current, boots: Boots, keys: tuple[bytes, ...], reloader: Reloader
+        self,
+        current: Current,
+        boots: Boots,
+        unknown: Unknown,
+        keys: tuple[bytes, ...],
+        reloader: Reloader,
     ) -> dict[str, Service]:
         """In the order they start. DHCP is late: who gets an answer must find the rest running."""
         settings = current.registry.settings
@@ -229,26 +237,37 @@ class Daemon:
         net = Interfaces(current)
         files = LoaderFiles(search_path(settings.state_dir))
         overlays = OverlayCache()
+
+        def warm(registry: Registry, node: Node, server: ServerAddress) -> None:
+            overlays.warm(registry, node, "system", server)
+
         return {
             "net": net,
             "http": HttpServer(
                 current=current, boots=boots, files=files, overlays=overlays, net=net, keys=keys
             ),
             "tftp": TftpServer(current=current, boots=boots, files=files, net=net),
-            "dhcp": DhcpServer(current=current, boots=boots, net=net, on_boot=overlays.warm),
+            "dhcp": DhcpServer(
+                current=current, boots=boots, net=net, on_boot=warm, unknown=unknown
+            ),
             "control": control.ControlServer(
                 current=current,
                 boots=boots,
                 path=settings.control_socket,
+                unknown=unknown,
                 reload=reloader.reload,
+                claiming=Claiming(current=current, unknown=unknown, reload=reloader.reload),
                 info=lambda: control.describe_process(started, current.registry),
             ),
         }
 
-    def _make_reloader(self, current: Current, boots: Boots, memory: Memory) -> Reloader:
+    def _make_reloader(
+        self, current: Current, boots: Boots, unknown: Unknown, memory: Memory
+    ) -> Reloader:
         def swapped(_old: Registry, new: Registry) -> None:
             boots.window = new.settings.security.boot_window
             boots.rename(lambda mac: node.name if (node := new.by_mac.get(mac)) else None)
+            unknown.forget(new.by_mac)
             logs.set_level(new.settings.log.level)
             memory.reloaded()
             self._note_registry(new)

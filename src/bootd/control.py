@@ -25,6 +25,8 @@ from aiohttp import web
 
 from bootd import __version__, metrics, status
 from bootd.boots.timeline import Boots
+from bootd.boots.unknown import Unknown, describe
+from bootd.claiming import Claiming, ClaimRefused
 from bootd.model import StartError
 from bootd.registry import Current, Registry
 from bootd.reload import Outcome
@@ -55,14 +57,16 @@ class ControlServer:
         boots: Boots,
         path: str,
         reload: Callable[[], Awaitable[Outcome]],
-        claim: Callable[[str, str], Awaitable[Outcome]],
+        unknown: Unknown,
+        claiming: Claiming,
         info: Callable[[], dict[str, Any]],
     ) -> None:
         self._current = current
         self._boots = boots
         self._path = path
         self._reload = reload
-        self._claim = claim
+        self._unknown = unknown
+        self._claiming = claiming
         self._info = info
         self._runner: web.AppRunner | None = None
         self._inode: tuple[int, int] | None = None
@@ -134,8 +138,9 @@ class ControlServer:
         return _json(found)
 
     async def _get_unknown(self, _request: web.Request) -> web.Response:
-        registry, now = self._current.registry, asyncio.get_running_loop().time()
-        return _json(status.unknown_rows(registry, self._boots, now))
+        now = asyncio.get_running_loop().time()
+        machines = self._unknown.in_order()
+        return _json([describe(machine, now, self._boots.offset) for machine in machines])
 
     async def _get_metrics(self, _request: web.Request) -> web.Response:
         return web.Response(
@@ -149,14 +154,23 @@ class ControlServer:
     async def _post_claim(self, request: web.Request) -> web.Response:
         try:
             body = json.loads(await request.read())
-            mac, node = str(body["mac"]), str(body["node"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise Refused(400, f"a claim is an object with mac and node: {error}") from error
-        return _answer(await self._claim(mac, node))
+            mac, nodes = body.get("mac"), str(body["nodes"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Refused(400, "a claim is an object with nodes, and mac or none") from error
+        try:
+            pairs, outcome = await self._claiming.claim(str(mac) if mac else None, nodes)
+        except ClaimRefused as error:
+            raise Refused(409, str(error)) from error
+        claimed = [{"mac": address, "node": name} for address, name in pairs]
+        return _json({"claimed": claimed, **outcome.describe()}, status=_status(outcome))
 
 
 def _answer(outcome: Outcome) -> web.Response:
-    return _json(outcome.describe(), status=422 if outcome.faults else 200)
+    return _json(outcome.describe(), status=_status(outcome))
+
+
+def _status(outcome: Outcome) -> int:
+    return 422 if outcome.faults else 200
 
 
 def _json(value: object, *, status: int = 200) -> web.Response:

@@ -28,3 +28,13 @@ def fold(names: Iterable[str]) -> str:
         return str(NodeSet.fromlist(listed))
     except NodeSetException:
         return ",".join(listed)
+
+
+def unfold(names: str) -> list[str]:
+    """The names of a node set, in its order. Raises `ValueError` with a sentence."""
+    from ClusterShell.NodeSet import NodeSet, NodeSetException
+
+    try:
+        return list(NodeSet(names))
+    except NodeSetException as error:
+        raise ValueError(f"{escape(names)} is no node set: {error}") from error

@@ -48,9 +48,9 @@ def check(config: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Choice(["nodes", "bootd"]), default="nodes")
+@click.argument("file", type=click.Choice(["nodes.yaml", "bootd.yaml"]), default="nodes.yaml")
 def schema(file: str) -> None:
     """Print the JSON Schema of nodes.yaml (or bootd.yaml), for editors."""
     from bootd.config.schema import json_schema
 
-    print_json(json_schema(file))
+    print_json(json_schema()[file])

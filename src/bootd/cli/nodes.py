@@ -1,4 +1,4 @@
-"""``bootd nodes``, ``bootd timeline``, ``bootd unknown``: what the daemon knows of machines."""
+"""``bootd nodes``, ``timeline``, ``unknown``, ``claim``: what the daemon knows of machines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import Any
 import click
 
 from bootd.cli.client import client_for
-from bootd.cli.common import config_option, duration, json_option, print_json, size, table
+from bootd.cli.common import (
+    Failure,
+    WrongInput,
+    config_option,
+    duration,
+    json_option,
+    print_json,
+    size,
+    table,
+)
 from bootd.text import escape
 
 
@@ -79,14 +88,47 @@ def _describe(name: str, boot: dict[str, Any]) -> str:
 @config_option
 @json_option
 def unknown(config: str, as_json: bool) -> None:
-    """List machines that asked but no node names, the latest first."""
+    """List machines that asked but no node names, in order of arrival."""
     answer = client_for(config).get("unknown")
     if as_json:
         print_json(answer)
         return
     rows = [
-        [row["mac"], row["address"] or "-", row["firmware"] or "-", row["stage"],
-         f"{duration(row['age'])} ago"]
+        [
+            row["mac"],
+            row["vendor"] or "-",
+            row["uuid"] or "-",
+            row["serial"] or "-",
+            " ".join(filter(None, (row["relay"], row["circuit"], row["remote"]))) or "-",
+            str(row["count"]),
+            f"{duration(row['age'])} ago",
+        ]
         for row in answer
-    ]  # fmt: skip
-    click.echo(table(["MAC", "ADDRESS", "FIRMWARE", "STAGE", "SEEN"], rows))
+    ]
+    click.echo(table(["MAC", "VENDOR CLASS", "UUID", "SERIAL", "PORT", "ASKED", "SEEN"], rows))
+
+
+@click.command()
+@click.argument("mac_or_nodes")
+@click.argument("node", required=False)
+@config_option
+@json_option
+def claim(mac_or_nodes: str, node: str | None, config: str, as_json: bool) -> None:
+    """Give the machine with a MAC address to a node: bootd claim 52:54:00:12:34:56 n005.
+
+    With nodes alone (bootd claim n[001-128]) the machines that wait, in order of arrival, are given
+    to those of the nodes that have no MAC address.
+    """
+    mac, names = (None, mac_or_nodes) if node is None else (mac_or_nodes, node)
+    status, answer = client_for(config, 80.0).post("claim", body={"mac": mac, "nodes": names})
+    if status not in (200, 422):
+        raise (WrongInput if status < 500 else Failure)(str(answer.get("error", answer)))
+    if as_json:
+        print_json(answer)
+    for pair in [] if as_json else answer["claimed"]:
+        click.echo(f"{pair['mac']} is {pair['node']}")
+    if answer["faults"]:
+        raise Failure(
+            "The claim is kept, but the files have faults now, so it does not count yet:\n"
+            + "\n".join(answer["faults"])
+        )

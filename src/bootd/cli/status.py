@@ -17,7 +17,7 @@ from bootd.cli.common import (
     size,
     table,
 )
-from bootd.text import escape
+from bootd.text import escape, unfold
 
 HEADINGS: Final = ["NODE", "STAGE", "BYTES", "%", "RATE", "TOOK", "SEEN", "ERROR"]
 _COLOURS: Final = {"up": "green", "fail": "red"}
@@ -47,12 +47,10 @@ def _rows(answer: dict[str, Any]) -> list[dict[str, Any]]:
 def _select(answer: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     if not names:
         return answer
-    from ClusterShell.NodeSet import NodeSet, NodeSetException
-
     try:
-        wanted = set(NodeSet.fromlist(list(names)))
-    except NodeSetException as error:
-        raise WrongInput(f"{' '.join(names)}: {error}") from error
+        wanted = {name for each in names for name in unfold(each)}
+    except ValueError as error:
+        raise WrongInput(str(error)) from error
     return {
         **answer,
         "nodes": [each for each in answer["nodes"] if each["node"] in wanted],
