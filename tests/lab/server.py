@@ -150,7 +150,8 @@ class Server:
 
     def _failed(self, why: str) -> LabError:
         words = (self._folder / "bootd.stderr").read_text(errors="replace").strip()
-        return LabError(f"bootd {why}; what it says is below", words or "(it says nothing)")
+        lines = words.splitlines() or ["it says nothing"]
+        return LabError(f"bootd {why}: {lines[-1]}", words if lines[1:] else "")
 
     def _over(self) -> None:
         self._ready.set()  # nobody waits for a dead process
