@@ -42,6 +42,7 @@ class Screen:
         self._colours = {"node": "36", "bootd": "33", "step": "1", "good": "32"} if terminal else {}
         self._step = 0
         self._began: float | None = None
+        self._live_shown = True
 
     def _paint(self, text: str, role: str) -> str:
         colour = self._colours.get(role)
@@ -60,6 +61,10 @@ class Screen:
         """From now on lines carry the seconds since power-on."""
         self._began = time.monotonic()
 
+    def end(self) -> None:
+        """The boot is over: what is said while everything is ended is of no interest."""
+        self._live_shown = False
+
     def node(self, _name: str, line: Line) -> None:
         """A line of the machine's console."""
         self._live("node", line.text)
@@ -70,6 +75,8 @@ class Screen:
         self._live("bootd", human(shown))
 
     def _live(self, who: str, text: str) -> None:
+        if not self._live_shown:
+            return
         clock = f"{time.monotonic() - self._began:6.1f} s" if self._began is not None else " " * 8
         print(f"{clock}  {self._paint(f'{who:>5} |', who)} {text}", flush=True)
 
@@ -148,6 +155,7 @@ async def _boot(lab: Lab, screen: Screen, firmware: Firmware, demo_image: image.
     boot = answer["boots"][-1]
     if boot["outcome"] != "up":
         raise LabError(f"the node says it is up, but to bootd it is {boot['outcome']}")
+    screen.end()
     screen.say(f"\n{NODE} is up. What bootd saw of this boot, in seconds after power-on:\n", "good")
     screen.say(stages(boot, power_on))
 
