@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable, Mapping
 
+import pytest
+import uvloop
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -14,3 +18,16 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("bootd")
+
+_LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The daemon runs on uvloop: a module that cares names the loops it wants as `LOOPS`."""
+    names = getattr(getattr(item, "module", None), "LOOPS", ("asyncio",))
+    return {name: _LOOPS[name] for name in names}

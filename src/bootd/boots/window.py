@@ -1,0 +1,102 @@
+"""Who may have a boot's secrets now: the window, and the tie between a MAC and an address.
+
+Pure. A boot opens its window with a DHCP packet from a privileged port, which no ordinary user of
+a node can send; the window closes when the node reports up, after ``security.boot_window``, or when
+the node boots again. The address that asks must be the one that the DHCP exchange or the kernel's
+neighbour table ties to the MAC: naming someone else's MAC gives nothing (SECURITY.md A1, A2).
+
+Each function returns an empty string or a reason, one word; `SENTENCES` says it to people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from ipaddress import IPv4Address
+from types import MappingProxyType
+from typing import Final
+
+from bootd.boots.timeline import Boot
+from bootd.boots.tokens import Claims
+from bootd.model import Mac
+from bootd.registry import Registry
+
+SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "no-boot": "no DHCP packet of this machine has been seen",
+        "up": "this boot is over: the node has reported that it is up",
+        "window-closed": "the boot window is closed (security.boot_window)",
+        "no-address": "it is not known which address this machine has",
+        "wrong-address": "the request comes from an address that is not this machine's",
+        "other-boot": "this token is of another boot: the node has booted again since",
+        "malformed": "this is no token",
+        "forged": "this token was not signed here",
+        "expired": "this token has expired",
+        "unknown-node": "no node has this MAC address any more",
+    }
+)
+
+
+class Owner(StrEnum):
+    """Who has the client's address on the link, by the kernel's neighbour table."""
+
+    SELF = "self"
+    OTHER = "other"  # another node
+    STRANGER = "stranger"  # a MAC address that no node has
+    UNKNOWN = "unknown"  # no entry: behind a router, or this host itself
+
+
+def owner(registry: Registry, mac: Mac, neighbour: Mac | None) -> Owner:
+    """What the neighbour table's answer means for the machine that boots with `mac`.
+
+    Any card of the node counts: Linux answers ARP for all its addresses on each of its cards.
+    """
+    if neighbour is None:
+        return Owner.UNKNOWN
+    if neighbour == mac:
+        return Owner.SELF
+    node = registry.by_mac.get(neighbour)
+    if node is None:
+        return Owner.STRANGER
+    return Owner.SELF if node is registry.by_mac.get(mac) else Owner.OTHER
+
+
+def tie(boot: Boot, peer: IPv4Address, on_link: Owner) -> str:
+    """Whether `peer` is the machine that boots.
+
+    The link is believed before DHCP: it tells who is there now. Behind a router there is no
+    neighbour, and the address from the DHCP exchange decides.
+    """
+    if on_link is not Owner.UNKNOWN:
+        return "" if on_link is Owner.SELF else "wrong-address"
+    if boot.address is None:
+        return "no-address"
+    return "" if boot.address == peer else "wrong-address"
+
+
+def grant(boot: Boot | None, peer: IPv4Address, on_link: Owner, now: float) -> str:
+    """Whether a token may be given out for `boot` to `peer`; `now` is monotonic."""
+    if boot is None:
+        return "no-boot"
+    closed = _closed(boot, now)
+    return closed or tie(boot, peer, on_link)
+
+
+def admit(boot: Boot, claims: Claims, peer: IPv4Address, on_link: Owner, now: float) -> str:
+    """Whether a token that is signed and not expired still opens its boot for `peer`.
+
+    The operating system may have another address than the firmware had (another DHCP client
+    identifier, another lease) or another MAC address (a bridge): either one vouches for it.
+    """
+    if boot.id != claims.boot_id:
+        return "other-boot"
+    closed = _closed(boot, now)
+    if closed or on_link is Owner.SELF:
+        return closed
+    return "" if peer == claims.address and on_link is not Owner.OTHER else "wrong-address"
+
+
+def _closed(boot: Boot, now: float) -> str:
+    if boot.outcome == "up":
+        return "up"
+    return "window-closed" if now > boot.window else ""

@@ -1,0 +1,91 @@
+"""The access log: one line for each request of a boot, the others for whoever debugs.
+
+No path and no query goes into it: both may hold a token. Refusals come from anyone, so their lines
+are rationed; the metrics count all of them.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from typing import Final
+
+import structlog
+
+from bootd import metrics
+from bootd.http.answer import Answer
+from bootd.http.deliver import Delivery
+from bootd.http.routes import Bad, BootPart, File, Fixed, Public, Route
+
+log = structlog.get_logger()
+
+RATION: Final = 20
+"""Lines about refusals in one `PERIOD` of seconds."""
+PERIOD: Final = 10.0
+
+
+class AccessLog:
+    """Writes the lines and counts the metrics."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._lines = 0
+
+    def done(
+        self,
+        asking: Route,
+        answer: Answer,
+        delivery: Delivery,
+        peer: IPv4Address,
+        began: float,
+        now: float,
+    ) -> None:
+        """A request is over; `began` and `now` are monotonic seconds."""
+        name = _name(asking)
+        status = delivery.response.status
+        metrics.HTTP_REQUESTS.labels(name, str(status)).inc()
+        if delivery.outcome != "ok":
+            metrics.HTTP_ABORTED.labels(name).inc()
+        values = {
+            "node": answer.node,
+            "mac": answer.mac,
+            "boot": answer.boot,
+            "route": name,
+            "peer": str(peer),
+            "status": status,
+            "bytes": delivery.sent,
+            "seconds": round(now - began, 3),
+            "outcome": answer.reason or delivery.outcome,
+        }
+        if answer.reason:
+            metrics.HTTP_REFUSED.labels(answer.reason).inc()
+            if self._may_write(now):
+                log.info("http.refused", **values)
+        elif answer.mac is None or answer.quiet:
+            log.debug("http.request", **values)
+        else:
+            log.info("http.request", **values)
+
+    def _may_write(self, now: float) -> bool:
+        if now - self._since >= PERIOD:
+            if self._lines > RATION:
+                log.info("http.refused-more", count=self._lines - RATION)
+            self._since, self._lines = now, 0
+        self._lines += 1
+        return self._lines <= RATION
+
+
+def _name(asking: Route) -> str:
+    """The route as log and metrics call it: a word of ours, never off the wire."""
+    match asking:
+        case BootPart(_, part):
+            return part
+        case Public(role, _):
+            return role
+        case Fixed(name):
+            return name
+        case File(target):
+            return type(target).__name__.lower()
+        case Bad():
+            return "none"
+        case _:
+            return type(asking).__name__.lower()

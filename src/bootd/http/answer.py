@@ -1,0 +1,159 @@
+"""What handlers give back: an `Answer`, or a `Refusal` raised. No request and no socket here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Final
+from urllib.parse import parse_qs
+
+from bootd.boots.timeline import Step
+from bootd.http.ranges import http_date
+from bootd.model import EMPTY, Mac, ServerAddress
+from bootd.registry import Registry
+
+TEXT: Final = "text/plain; charset=utf-8"
+BINARY: Final = "application/octet-stream"
+MAX_SAID: Final = 80
+MAX_FIELDS: Final = 16
+
+NO_STORE: Final = "no-store"
+IMMUTABLE: Final = "public, max-age=31536000, immutable"
+REVALIDATE: Final = "no-cache"
+
+_TYPES: Final[Mapping[str, str]] = {
+    # What EDK2's HTTP boot goes by (NetworkPkg/HttpBootDxe/HttpBootSupport.c); the path's ending is
+    # looked at only where the type says nothing to it.
+    "efi": "application/efi",
+    "iso": "application/vnd.efi-iso",
+    "img": "application/vnd.efi-img",
+    "ipxe": TEXT,
+    "cfg": TEXT,
+}
+
+
+def content_type(name: str) -> str:
+    """The media type of a file by its name's ending."""
+    return _TYPES.get(name.rpartition(".")[2].lower(), BINARY)
+
+
+class Refusal(Exception):
+    """A request that gets a status and one line that says why.
+
+    `reason` is one word for log and metrics, `sentence` is for the client; neither may hold a
+    secret. `headers` are added to the answer.
+    """
+
+    def __init__(
+        self, status: int, reason: str, sentence: str, headers: Mapping[str, str] = EMPTY
+    ) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.reason = reason
+        self.sentence = sentence
+        self.headers = headers
+
+
+class NotFound(Refusal):
+    """404."""
+
+    def __init__(self, sentence: str, reason: str = "not-found") -> None:
+        super().__init__(404, reason, sentence)
+
+
+class Denied(Refusal):
+    """403: there is (or may be) such a thing, and it is not for this client now."""
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(403, reason, sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as handlers see it, with the registry that was current when it arrived.
+
+    `now` is monotonic; `server` is our address as this client reaches it.
+    """
+
+    method: str
+    peer: IPv4Address
+    server: ServerAddress
+    registry: Registry
+    now: float
+    headers: Mapping[str, str] = field(repr=False)
+    query: str = field(repr=False)
+    """What stands behind the question mark, as it came."""
+
+    def said(self, name: str) -> str:
+        """The query's first value of that name as one printable line of at most `MAX_SAID`
+        characters; empty where there is none. Raises `Refusal` for a query that is a bomb."""
+        try:
+            values = parse_qs(self.query, max_num_fields=MAX_FIELDS, errors="replace")
+        except ValueError:
+            raise Refusal(
+                400, "malformed", f"the query has more than {MAX_FIELDS} fields"
+            ) from None
+        value = values.get(name, [""])[0][:MAX_SAID]
+        return "".join(char if char.isprintable() else "?" for char in value)
+
+
+class OpenFile:
+    """A file that is open, `size` bytes as of then; whoever has it closes it."""
+
+    __slots__ = ("fd", "modified", "name", "size")
+
+    def __init__(self, fd: int, name: str) -> None:
+        status = os.fstat(fd)
+        self.fd = fd
+        self.name = name
+        self.size = status.st_size
+        self.modified = http_date(status.st_mtime)
+
+    def close(self) -> None:
+        """Give the descriptor back; a second time does nothing."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+
+Pieces = tuple[bytes, ...]
+
+
+@dataclass(slots=True)
+class Answer:
+    """What to send. `body` is pieces of memory, an open file, or a stream of unknown length.
+    `reason` says in one word why it is a refusal.
+
+    `etag` is a strong validator in its quotes, or empty: then there are no ranges. `node`, `mac`
+    and `boot` go into the log, which only debugging shows where `quiet`; `step` is counted up as
+    bytes leave; `large` bodies wait for admission.
+    """
+
+    body: Pieces | OpenFile | AsyncIterator[bytes]
+    type: str = TEXT
+    status: int = 200
+    etag: str = ""
+    modified: str = ""
+    cache: str = NO_STORE
+    headers: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    node: str | None = None
+    mac: Mac | None = None
+    boot: str | None = None
+    step: Step | None = None
+    reason: str = ""
+    large: bool = False
+    quiet: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole body; 0 for a stream."""
+        if isinstance(self.body, OpenFile):
+            return self.body.size
+        return sum(map(len, self.body)) if isinstance(self.body, tuple) else 0
+
+    def close(self) -> None:
+        """Let go of what the body holds."""
+        if isinstance(self.body, OpenFile):
+            self.body.close()

@@ -1,0 +1,112 @@
+"""``/b/{token}/…``: what one boot of one node may have, and what it reports."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from typing import Final
+
+import structlog
+
+from bootd import metrics
+from bootd.boots import tokens, window
+from bootd.boots.timeline import Boot, Stage
+from bootd.http.answer import BINARY, TEXT, Answer, Asked, Denied, Refusal
+from bootd.http.handlers.files import artefact
+from bootd.http.routes import BootPart
+from bootd.http.site import Site
+from bootd.model import Node, ServerAddress
+from bootd.overlay import cpio
+from bootd.overlay.template import RenderError
+
+log = structlog.get_logger()
+
+ENV_FILE: Final = "etc/bootd/boot.env"
+"""Where a node's init finds its boot, in the overlay: not on the kernel's command line, which every
+user of the node can read."""
+
+
+async def part(site: Site, asked: Asked, route: BootPart) -> Answer:
+    """Check the token, then answer. Raises `Denied`, `NotFound` or another `Refusal`."""
+    node, boot = opened(site, asked, route.token)
+    if route.part == "up":
+        answer = _up(site, asked, node, boot)
+    elif route.part == "fail":
+        answer = _fail(site, asked, node, boot)
+    elif route.part == "system":
+        answer = await _overlay(site, asked, route.token, node, boot)
+    else:
+        image = site.image_of(asked.registry, node, boot)
+        answer = await artefact(site, asked, image, route.part, boot)
+    answer.node, answer.mac, answer.boot = node.name, boot.mac, boot.id
+    return answer
+
+
+def opened(site: Site, asked: Asked, token: str) -> tuple[Node, Boot]:
+    """The node and boot that a token opens for this client, now. Raises `Denied`."""
+    try:
+        claims = tokens.check(site.keys, token, now_wall=asked.now + site.boots.offset)
+    except tokens.TokenError as error:
+        raise _denied(error.reason) from None
+    node = asked.registry.by_mac.get(claims.mac)
+    if node is None:
+        raise _denied("unknown-node")
+    boot = site.boots.of(claims.mac)
+    if boot is None:
+        # Signed by us, and we know nothing of it: this process was started in the middle of it.
+        until = claims.expires - site.boots.offset
+        boot = site.boots.adopt(claims.mac, claims.boot_id, node.name, until, asked.now)
+        boot.address = claims.address
+    reason = window.admit(boot, claims, asked.peer, site.owner_of(asked, claims.mac), asked.now)
+    if reason:
+        raise _denied(reason)
+    return node, boot
+
+
+def _denied(reason: str) -> Denied:
+    return Denied(reason, window.SENTENCES[reason])
+
+
+async def _overlay(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> Answer:
+    """One newc stream: this boot's own file, then the node's archive with the trailer."""
+    try:
+        archive = await site.overlays.get(asked.registry, node, "system", asked.server)
+    except RenderError as error:
+        log.error("overlay.failed", node=node.name, boot=boot.id, reason=str(error))
+        raise Refusal(500, "overlay", f"the overlay does not render: {error}") from None
+    own = _boot_env(asked.server, token, node, boot)
+    pieces = (own, *archive.segments)
+    digest = hashlib.sha256(own + archive.etag.encode()).hexdigest()
+    answer = Answer(body=pieces, type=BINARY, etag=f'"{digest}"')
+    if asked.method == "GET":
+        answer.step = site.boots.begin(boot.mac, Stage.OVERLAY, asked.now, size=answer.size)
+    return answer
+
+
+def _boot_env(server: ServerAddress, token: str, node: Node, boot: Boot) -> bytes:
+    lines = (
+        f"BOOTD_URL={server.base}/b/{token}",
+        f"BOOTD_BOOT={boot.id}",
+        f"BOOTD_NODE={node.name}",
+    )
+    content = "".join(f"{line}\n" for line in lines).encode()
+    entry = cpio.Entry(ENV_FILE, stat.S_IFREG | 0o600, content)
+    return cpio.archive([entry], trailer=False)
+
+
+def _up(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
+    site.boots.up(boot, asked.now)
+    seconds = asked.now - boot.started
+    metrics.BOOT_SECONDS.labels(Stage.UP.value).observe(seconds)
+    log.info("boot.up", node=node.name, mac=boot.mac, boot=boot.id, seconds=round(seconds, 3))
+    return Answer(body=(f"{node.name} is up\n".encode(),), type=TEXT)
+
+
+def _fail(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
+    step, code = asked.said("step") or "unknown step", asked.said("errno")
+    error = f"{step}: error {code}" if code else step
+    site.boots.fail(boot, asked.now, error)
+    log.warning(
+        "boot.failed", node=node.name, mac=boot.mac, boot=boot.id, step=step, errno=code or None
+    )
+    return Answer(body=(b"noted\n",), type=TEXT)

@@ -1,0 +1,132 @@
+"""Files: loaders and the names beside them, an image's files by node or by content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from bootd import files, loaders, scripts
+from bootd.boots.timeline import Boot, Stage
+from bootd.http.answer import (
+    BINARY,
+    IMMUTABLE,
+    REVALIDATE,
+    Answer,
+    Asked,
+    Denied,
+    NotFound,
+    Refusal,
+    content_type,
+)
+from bootd.http.ranges import http_date
+from bootd.http.routes import Public
+from bootd.http.site import Site, node_of
+from bootd.model import Image, Mac
+
+STAGES: Final[Mapping[str, Stage]] = MappingProxyType(
+    {
+        "kernel": Stage.KERNEL,
+        "initramfs": Stage.INITRAMFS,
+        "image": Stage.IMAGE,
+        "squashfs": Stage.IMAGE,
+    }
+)
+
+
+async def artefact(
+    site: Site, asked: Asked, image: Image | None, role: str, boot: Boot | None
+) -> Answer:
+    """The file of `image` that is its `role`; counted to `boot`. Raises `Refusal`."""
+    found = image.artefacts.get(role) if image is not None else None
+    if image is None or found is None:
+        raise NotFound(f"this node's image has no {role}", "no-image")
+    opened = await site.open(found)
+    answer = Answer(
+        body=opened,
+        type=BINARY,
+        etag=f'"{found.sha256}"',
+        modified=opened.modified,
+        cache=REVALIDATE,
+        large=True,
+    )
+    if boot is not None and asked.method != "HEAD":
+        answer.step = site.boots.begin(
+            boot.mac,
+            STAGES[role],
+            asked.now,
+            detail=f"{image.name} {image.generation}",
+            size=found.size,
+        )
+        answer.boot = boot.id
+    return answer
+
+
+async def public(site: Site, asked: Asked, route: Public) -> Answer:
+    """``/kernel/{mac}`` and its like, for whoever asks; nothing of a secret image."""
+    node = node_of(asked.registry, route.mac)
+    if node is None:
+        raise NotFound("no node has this MAC address", "unknown-node")
+    boot = site.followed(asked, route.mac)
+    image = site.image_of(asked.registry, node, boot)
+    if image is not None and image.secret:
+        raise Denied("secret-image", "this image is only given to a node that boots")
+    answer = await artefact(site, asked, image, route.role, boot)
+    answer.node, answer.mac = node.name, route.mac
+    return answer
+
+
+async def blob(site: Site, asked: Asked, digest: str) -> Answer:
+    """A public file of an image by what is in it: what a cache may keep for ever."""
+    found = site.blob(asked.registry, digest)
+    if found is None:
+        raise NotFound("no image that is active has a file with this digest")
+    opened = await site.open(found)
+    return Answer(
+        body=opened,
+        type=BINARY,
+        etag=f'"{digest}"',
+        modified=opened.modified,
+        cache=IMMUTABLE,
+        large=True,
+    )
+
+
+async def shared(site: Site, asked: Asked, target: loaders.Target) -> Answer:
+    """A name that TFTP serves as well."""
+    match target:
+        case loaders.Loader(name, mac):
+            return await _loaded(site, asked, loaders.candidates(name), mac)
+        case loaders.Static(path):
+            return await _loaded(site, asked, (path,), None)
+        case loaders.Autoexec(mac):
+            text = scripts.autoexec(asked.server, mac)
+            return Answer(body=(text.encode(),), mac=mac)
+        case _:
+            raise NotFound("there is no such file")
+
+
+async def _loaded(site: Site, asked: Asked, names: tuple[str, ...], mac: Mac | None) -> Answer:
+    try:
+        loaded = await site.files.get(*names)
+    except files.NotFound:
+        raise NotFound("there is no such file") from None
+    except files.Refused as refused:
+        status = 503 if refused.reason == "changing" else 403
+        raise Refusal(
+            status, refused.reason, f"this file is not served: {refused.reason}"
+        ) from None
+    answer = Answer(
+        body=(loaded.data,),
+        type=content_type(names[0]),
+        etag=loaded.etag,
+        modified=http_date(loaded.mtime),
+        cache=REVALIDATE,
+    )
+    boot = site.followed(asked, mac) if mac is not None else None
+    if boot is not None:
+        answer.step = site.boots.begin(
+            boot.mac, Stage.LOADER, asked.now, detail=f"http {names[0]}", size=answer.size
+        )
+        answer.mac, answer.node, answer.boot = boot.mac, boot.node, boot.id
+    return answer

@@ -1,0 +1,85 @@
+"""``/ipxe/{mac}``: the script of a node, or the one in which an unknown machine waits."""
+
+from __future__ import annotations
+
+import structlog
+
+from bootd import scripts
+from bootd.boots import tokens, window
+from bootd.boots.timeline import Boot, Stage
+from bootd.http.answer import Answer, Asked
+from bootd.http.site import Site, node_of
+from bootd.model import BootTarget, Mac, Node
+from bootd.scripts import ScriptError
+
+log = structlog.get_logger()
+
+
+def script(site: Site, asked: Asked, mac: Mac) -> Answer:
+    """The script for whoever boots with `mac`. There always is one: a machine that is told "not
+    found" goes on to its next boot device, and nobody sees why."""
+    node = node_of(asked.registry, mac)
+    if node is None:
+        return _hold(site, asked, mac, None, "no node has its MAC address")
+    if node.boot is BootTarget.LOCAL:
+        template = asked.registry.templates[scripts.LOCAL]
+        text = scripts.render_local(node, mac, asked.server, template)
+        return _answer(site, asked, mac, node, text, "local")
+    boot = site.boots.of(mac)
+    why = window.grant(boot, asked.peer, site.owner_of(asked, mac), asked.now)
+    try:
+        if boot is None or why:
+            return _answer(site, asked, mac, node, _without(asked, node, mac, why), why)
+        return _answer(site, asked, mac, node, _with(site, asked, node, boot), "")
+    except ScriptError as error:
+        log.error("script.failed", node=node.name, mac=mac, reason=str(error))
+        return _hold(site, asked, mac, node, str(error))
+
+
+def _with(site: Site, asked: Asked, node: Node, boot: Boot) -> str:
+    """The script that may fetch secrets, for a boot whose window is open."""
+    if boot.address is None:
+        boot.address = asked.peer  # the link vouched for it
+    expires = int(boot.window + site.boots.offset) + 1
+    token = tokens.mint(site.keys[0], tokens.Claims(boot.mac, boot.id, asked.peer, expires))
+    plan = scripts.plan(asked.registry, node, boot.mac, asked.server, token=token, boot_id=boot.id)
+    text = scripts.render_ipxe(plan, asked.registry.templates[scripts.template_name(node)])
+    site.pin(boot, plan.image)
+    return text
+
+
+def _without(asked: Asked, node: Node, mac: Mac, why: str) -> str:
+    registry = asked.registry
+    return scripts.render_ipxe(
+        scripts.plan(registry, node, mac, asked.server),
+        registry.templates[scripts.template_name(node)],
+        why=window.SENTENCES[why],
+        ask=scripts.can_ask(registry),
+    )
+
+
+def _hold(site: Site, asked: Asked, mac: Mac, node: Node | None, why: str) -> Answer:
+    if node is None:
+        site.unknown.held(
+            mac, asked.now, serial=asked.said("serial"), product=asked.said("product")
+        )
+    text = scripts.render_hold(
+        mac, asked.server, asked.registry.templates[scripts.HOLD], why=why, node=node
+    )
+    return _answer(site, asked, mac, node, text, "hold")
+
+
+def _answer(
+    site: Site, asked: Asked, mac: Mac, node: Node | None, text: str, detail: str
+) -> Answer:
+    boot = site.followed(asked, mac)
+    if boot is not None:
+        site.boots.retrying(boot)
+        site.boots.note(mac, Stage.SCRIPT, asked.now, detail=detail, size=len(text))
+    return Answer(
+        body=(text.encode(),),
+        node=node.name if node is not None else None,
+        mac=mac,
+        boot=boot.id if boot is not None else None,
+        quiet=detail == "hold",
+    )

@@ -1,0 +1,273 @@
+"""Bodies onto the wire in bounded turns, past the transport.
+
+uvloop has no sendfile, and the loops that have one keep it for as long as a socket takes bytes,
+while DHCP waits. So: wait until the transport's own buffer is empty (the headers have left), then
+send on a duplicate of its socket, `TURN` bytes each time the loop says that there is room. The
+transport must not be written to meanwhile. (docs/performance.md has what this measured.)
+
+What was promised is what is sent, or the connection is aborted: a file that has become shorter ends
+its transfer (`Aborted`), never as if it were whole (SECURITY.md C1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Final, Protocol
+
+TURN: Final = 256 * 1024
+"""Bytes that one transfer may send before others get their turn."""
+MIN_TURN: Final = 64 * 1024
+ROUND: Final = 8 * 1024 * 1024
+"""Bytes that all transfers together should not exceed in one round of the loop: about 2 ms."""
+STALL: Final = 150.0
+"""Seconds without a byte taken after which a reader is let go."""
+AHEAD: Final = 4 * 1024 * 1024
+"""Bytes read ahead, in a thread, of a file that is not in the page cache."""
+_SCRATCH: Final = 64 * 1024
+_MAX_PIECES: Final = 64
+
+
+class Aborted(ConnectionError):
+    """A transfer that ended early. `reason`: ``aborted``, ``stalled``, ``short-file``,
+    ``io-error``."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Source(Protocol):
+    """Where bytes come from."""
+
+    def send(self, sock: socket.socket, offset: int, limit: int) -> int:
+        """Send at most `limit` bytes from `offset`; how many went. 0: there are no more.
+
+        Raises `OSError` (`BlockingIOError` where the socket is full).
+        """
+        ...
+
+    def fetch(self, offset: int, limit: int) -> Callable[[], None] | None:
+        """What a thread has to do before these bytes can be sent without waiting for the disk;
+        None where that is nothing. The callable raises `OSError`."""
+        ...
+
+
+class FileSource:
+    """An open file of `size` bytes, sent by sendfile(2) from the page cache."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self._size = size
+        self._fetched = 0
+        self._tells = True  # whether this file system says what is cached
+
+    def send(self, sock: socket.socket, offset: int, limit: int) -> int:
+        """As `Source.send`."""
+        return os.sendfile(sock.fileno(), self._fd, offset, limit)
+
+    def fetch(self, offset: int, limit: int) -> Callable[[], None] | None:
+        """As `Source.fetch`; reads `AHEAD` bytes, so that the next turns need nothing."""
+        last = min(offset + limit, self._size) - 1
+        if last < self._fetched or not (self._absent(offset) or self._absent(last)):
+            return None
+        self._fetched = stop = min(offset + max(limit, AHEAD), self._size)
+        # A descriptor of its own: transfer and file may be over and closed before the disk is.
+        own = os.dup(self._fd)
+        return lambda: _read_ahead(own, offset, stop)
+
+    def _absent(self, offset: int) -> bool:
+        """True where the page cache lacks this byte, or the file system does not tell.
+
+        preadv2(2) with RWF_NOWAIT fails rather than wait for the disk.
+        """
+        if not self._tells:
+            return True
+        try:
+            os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            self._tells = False
+            return True
+        return False
+
+
+def _read_ahead(fd: int, offset: int, stop: int) -> None:
+    """In a thread: bring part of a file into the page cache."""
+    try:
+        os.posix_fadvise(fd, offset, stop - offset, os.POSIX_FADV_WILLNEED)
+        scratch = bytearray(_SCRATCH)
+        while offset < stop and (count := os.preadv(fd, [scratch], offset)) > 0:
+            offset += count
+    finally:
+        os.close(fd)
+
+
+class MemorySource:
+    """Pieces of memory, one behind the other, sent from where they are. Offsets only grow."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._views = [memoryview(piece) for piece in pieces if piece]
+        self._first = 0  # the first piece that is not all sent
+        self._before = 0  # bytes of the pieces before it
+
+    def send(self, sock: socket.socket, offset: int, limit: int) -> int:
+        """As `Source.send`."""
+        chosen = self._choose(offset, limit)
+        return sock.sendmsg(chosen) if chosen else 0
+
+    def fetch(self, offset: int, limit: int) -> Callable[[], None] | None:  # noqa: ARG002
+        """As `Source.fetch`: memory is there."""
+        return None
+
+    def _choose(self, offset: int, limit: int) -> list[memoryview]:
+        views = self._views
+        while self._first < len(views) and offset >= self._before + len(views[self._first]):
+            self._before += len(views[self._first])
+            self._first += 1
+        skip = offset - self._before
+        chosen: list[memoryview] = []
+        for view in views[self._first : self._first + _MAX_PIECES]:
+            chosen.append(view[skip : skip + limit])
+            limit -= len(chosen[-1])
+            skip = 0
+            if limit <= 0:
+                break
+        return chosen
+
+
+class Sender:
+    """Sends bodies, and knows how many are under way, so that each gets its share of a round.
+
+    `stall` is in seconds; `executor` runs what waits for the disk.
+    """
+
+    def __init__(self, executor: Executor, *, stall: float = STALL) -> None:
+        self.executor = executor
+        self.stall = stall
+        self.active = 0
+
+    @property
+    def turn(self) -> int:
+        """Bytes that one transfer may send now."""
+        return max(MIN_TURN, min(TURN, ROUND // max(self.active, 1)))
+
+    async def send(
+        self,
+        transport: asyncio.BaseTransport,
+        source: Source,
+        offset: int,
+        count: int,
+        moved: Callable[[int], None],
+    ) -> None:
+        """Send `count` bytes of `source` from `offset`, calling `moved` with each turn's bytes.
+
+        The transport's own buffer is empty. Raises `Aborted`; the caller then aborts the transport.
+        """
+        self.active += 1
+        transfer = None
+        try:
+            with _duplicate(transport) as sock:
+                transfer = _Transfer(self, sock, source, offset, count, moved)
+                try:
+                    await transfer.done
+                finally:
+                    transfer.stop()
+        finally:
+            self.active -= 1
+
+
+def _duplicate(transport: asyncio.BaseTransport) -> socket.socket:
+    """Another descriptor of the connection: the transport's own is closed to `add_writer`."""
+    try:
+        sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+    except OSError as exc:  # the connection is gone, or there are no descriptors left
+        raise Aborted("no-descriptors" if exc.errno == errno.EMFILE else "aborted") from exc
+    sock.setblocking(False)
+    return sock
+
+
+class _Transfer:
+    """One body on its way. `done` ends with None or `Aborted`."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        sock: socket.socket,
+        source: Source,
+        offset: int,
+        count: int,
+        moved: Callable[[int], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sender = sender
+        self._sock = sock
+        self._source = source
+        self._offset = offset
+        self._left = count
+        self._moved = moved
+        self._progress = self._loop.time()
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        self._watch = self._loop.call_later(sender.stall, self._check)
+        self._loop.add_writer(sock.fileno(), self._turn)
+
+    def stop(self) -> None:
+        """Touch the socket no more."""
+        self._watch.cancel()
+        self._loop.remove_writer(self._sock.fileno())
+
+    def _turn(self) -> None:
+        if self.done.done():
+            return
+        limit = min(self._sender.turn, self._left)
+        try:
+            fetch = self._source.fetch(self._offset, limit)
+            if fetch is not None:
+                self._wait_for(fetch)
+                return
+            sent = self._source.send(self._sock, self._offset, limit)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self._end("io-error" if exc.errno in (errno.EIO, errno.EMFILE) else "aborted")
+            return
+        if sent == 0:
+            self._end("short-file")
+            return
+        self._offset += sent
+        self._left -= sent
+        self._progress = self._loop.time()
+        self._moved(sent)
+        if self._left == 0:
+            self.done.set_result(None)
+
+    def _wait_for(self, fetch: Callable[[], None]) -> None:
+        self._loop.remove_writer(self._sock.fileno())
+        future = self._loop.run_in_executor(self._sender.executor, fetch)
+        future.add_done_callback(self._fetched)
+
+    def _fetched(self, future: asyncio.Future[None]) -> None:
+        failed = future.cancelled() or future.exception() is not None
+        if self.done.done():
+            return
+        if failed:
+            self._end("io-error")
+            return
+        self._progress = self._loop.time()
+        self._loop.add_writer(self._sock.fileno(), self._turn)
+
+    def _check(self) -> None:
+        due = self._progress + self._sender.stall
+        if self._loop.time() >= due:
+            self._end("stalled")
+        else:
+            self._watch = self._loop.call_at(due, self._check)
+
+    def _end(self, reason: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(Aborted(reason))

@@ -1,0 +1,241 @@
+"""The HTTP service: sockets, the way from a request to its answer, the access log.
+
+To firmware an answer is what WIRE.md section 3 asks for: HEAD as GET, an exact Content-Length, no
+transfer or content coding, no redirect, persistent connections, absolute URLs made from the address
+that the request arrived at. Every refusal has a status and one line that says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from ipaddress import IPv4Address
+from typing import Final, cast
+
+import structlog
+from aiohttp import web
+
+from bootd import metrics
+from bootd.boots.timeline import Boots
+from bootd.boots.unknown import Unknown
+from bootd.files import LoaderFiles
+from bootd.http.access import AccessLog
+from bootd.http.answer import TEXT, Answer, Asked, NotFound, Refusal
+from bootd.http.deliver import deliver
+from bootd.http.handlers.boot import part
+from bootd.http.handlers.files import blob, public, shared
+from bootd.http.handlers.script import script
+from bootd.http.protocol import Connection, Connections, ConnectionServer, max_connections
+from bootd.http.routes import (
+    Bad,
+    Blob,
+    BootPart,
+    File,
+    Fixed,
+    Public,
+    Route,
+    Script,
+    route,
+    split_target,
+)
+from bootd.http.send import Sender
+from bootd.http.site import Neighbours, Site
+from bootd.model import ServerAddress, StartError
+from bootd.overlay.cache import OverlayCache
+from bootd.registry import Current
+
+log = structlog.get_logger()
+
+BACKLOG: Final = 4096
+_READ: Final = ("GET", "HEAD")
+_TELL: Final = ("GET", "POST")
+_FATAL: Final = frozenset({"body", "malformed"})
+"""Refusals after which the connection is closed: what follows may not be a request."""
+
+
+class HttpServer:
+    """Serves HTTP on every address, on ``http.port`` as it was at the start.
+
+    `keys` sign boot tokens, the newest first. `unknown` lists the machines that wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        current: Current,
+        boots: Boots,
+        files: LoaderFiles,
+        overlays: OverlayCache,
+        net: Neighbours,
+        keys: Sequence[bytes],
+        unknown: Unknown | None = None,
+        host: str = "0.0.0.0",
+    ) -> None:
+        self._current = current
+        self._host = host
+        self._disk = ThreadPoolExecutor(8, thread_name_prefix="bootd-http")
+        self._site = Site(
+            boots=boots,
+            files=files,
+            overlays=overlays,
+            net=net,
+            keys=keys,
+            unknown=unknown if unknown is not None else Unknown(),
+            disk=self._disk,
+        )
+        self._sender = Sender(self._disk)
+        self._connections = Connections(max_connections())
+        self._access = AccessLog()
+        self._http: ConnectionServer | None = None
+        self._listener: asyncio.Server | None = None
+        self._stopping = False
+        self.port = current.registry.settings.http.port
+
+    async def start(self) -> None:
+        """Bind and begin to answer. Raises `StartError`."""
+        loop = asyncio.get_running_loop()
+        self._http = ConnectionServer(self._serve, self._connections)
+        try:
+            self._listener = await loop.create_server(
+                self._http, self._host, self.port, backlog=BACKLOG, reuse_address=True
+            )
+        except OSError as exc:
+            raise StartError(
+                f"HTTP cannot listen on {self._host}:{self.port}: {exc.strerror or exc}. "
+                "Is another program using the port? It is http.port in bootd.yaml."
+            ) from exc
+        self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await asyncio.Event().wait()
+
+    async def stop(self, deadline: float) -> None:
+        """Take no more connections, let answers end until `deadline` (loop time), then close."""
+        loop = asyncio.get_running_loop()
+        self._stopping = True
+        if self._listener is not None:
+            self._listener.close()
+        if self._http is not None:
+            self._http.pre_shutdown()
+            await self._http.shutdown(max(deadline - loop.time(), 0.0))
+        self._disk.shutdown(wait=False, cancel_futures=True)
+
+    # ---- one request -----------------------------------------------------------------------------
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = cast(Connection, request.protocol)
+        connection.begin()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        asking = route(request.raw_path)
+        asked = self._asked(request, connection, began)
+        answer = await self._answer_or_refuse(request, asked, asking)
+        outcome, last = "aborted", True
+        try:
+            close = self._stopping or answer.reason in _FATAL or _ends(connection, request)
+            delivery = await deliver(request, answer, self._sender, close=close)
+            outcome, last = delivery.outcome, not delivery.response.keep_alive
+            self._access.done(asking, answer, delivery, asked.peer, began, loop.time())
+            return delivery.response
+        finally:
+            self._site.boots.finish(answer.step, loop.time(), outcome)
+            answer.close()
+            connection.finish(last=last)
+
+    def _asked(self, request: web.BaseRequest, connection: Connection, now: float) -> Asked:
+        # Read once: a reload in the middle of this request changes nothing in it.
+        registry = self._current.registry
+        if connection.peername is None or connection.sockname is None:
+            raise ConnectionResetError("the client went away before its turn came")
+        return Asked(
+            method=request.method,
+            peer=_address(connection.peername[0]),
+            server=_server(connection.sockname[0], self.port),
+            registry=registry,
+            now=now,
+            headers=request.headers,
+            query=split_target(request.raw_path)[1],
+        )
+
+    async def _answer_or_refuse(
+        self, request: web.BaseRequest, asked: Asked, asking: Route
+    ) -> Answer:
+        """The one place where refusals become statuses."""
+        try:
+            _refuse_malformed(request)
+            _refuse_method(request, asking)
+            return await self._answer(asked, asking)
+        except Refusal as refusal:
+            return _refused(refusal)
+        except Exception:
+            metrics.EXCEPTIONS.labels("http").inc()
+            log.exception("http.fault", route=type(asking).__name__)
+            return _refused(Refusal(500, "fault", "something went wrong here"))
+
+    async def _answer(self, asked: Asked, asking: Route) -> Answer:
+        site = self._site
+        match asking:
+            case Script(mac):
+                return script(site, asked, mac)
+            case BootPart():
+                return await part(site, asked, asking)
+            case Public():
+                return await public(site, asked, asking)
+            case Blob(digest):
+                return await blob(site, asked, digest)
+            case File(target):
+                return await shared(site, asked, target)
+            case Fixed("healthz"):
+                return Answer(body=(b"ok\n",), quiet=True)
+            case Fixed():
+                raise NotFound("there is no such page")
+            case Bad(status, reason, sentence):
+                raise Refusal(status, reason, sentence)
+
+
+def _ends(connection: Connection, request: web.BaseRequest) -> bool:
+    """Whether this is the last answer on its connection: the client has closed its side behind it,
+    or wants another protocol, which it does not get."""
+    return (connection.ended and not connection.queued) or "Upgrade" in request.headers
+
+
+def _refuse_malformed(request: web.BaseRequest) -> None:
+    """A server that only reads takes no body: then there is nothing to smuggle a request in
+    (SECURITY.md H7, H15). Raises `Refusal`."""
+    headers = request.headers
+    if "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0":
+        raise Refusal(413, "body", "a request has no body here")
+    if request.version >= (1, 1) and len(headers.getall("Host", ())) != 1:
+        raise Refusal(400, "malformed", "the request has no Host, or more than one")
+
+
+def _refuse_method(request: web.BaseRequest, asking: Route) -> None:
+    telling = isinstance(asking, BootPart) and asking.part in ("up", "fail")
+    allowed = _TELL if telling else _READ
+    if request.method not in allowed:
+        raise Refusal(
+            405, "method", f"only {' and '.join(allowed)} here", {"Allow": ", ".join(allowed)}
+        )
+
+
+def _refused(refusal: Refusal) -> Answer:
+    return Answer(
+        body=(f"{refusal.sentence}\n".encode(),),
+        type=TEXT,
+        status=refusal.status,
+        headers=refusal.headers,
+        reason=refusal.reason,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _address(text: str) -> IPv4Address:
+    return IPv4Address(text)
+
+
+@lru_cache(maxsize=256)
+def _server(text: str, port: int) -> ServerAddress:
+    return ServerAddress(IPv4Address(text), port)
