@@ -32,7 +32,7 @@ from bootd.config.load import load
 from bootd.dhcp.server import DhcpServer
 from bootd.files import LoaderFiles, search_path
 from bootd.http.server import HttpServer
-from bootd.model import ConfigError, LogSettings, Node, ServerAddress, Settings, StartError
+from bootd.model import ConfigError, LogSettings, Settings, StartError
 from bootd.net import Interfaces
 from bootd.notify import Notifier
 from bootd.overlay.cache import OverlayCache
@@ -209,8 +209,8 @@ class Daemon:
         boots.on_up = memory.node_up
         unknown = Unknown()
         reloader = self._make_reloader(current, boots, unknown, memory)
-        self._services = self._make_services(current, boots, unknown, keys, reloader)
         async with AsyncExitStack() as stack:
+            self._services = self._make_services(current, boots, unknown, keys, reloader, stack)
             for name, service in self._services.items():
                 # Pushed before the start: one that fails half-way is closed as well.
                 stack.push_async_callback(self._stop, name, service, 0.0)
@@ -230,6 +230,7 @@ class Daemon:
         unknown: Unknown,
         keys: tuple[bytes, ...],
         reloader: Reloader,
+        stack: AsyncExitStack,
     ) -> dict[str, Service]:
         """In the order they start. DHCP is late: who gets an answer must find the rest running."""
         settings = current.registry.settings
@@ -237,18 +238,22 @@ class Daemon:
         net = Interfaces(current)
         files = LoaderFiles(search_path(settings.state_dir))
         overlays = OverlayCache()
-
-        def warm(registry: Registry, node: Node, server: ServerAddress) -> None:
-            overlays.warm(registry, node, "system", server)
-
+        stack.callback(files.close)
+        stack.callback(overlays.close)
         return {
             "net": net,
             "http": HttpServer(
-                current=current, boots=boots, files=files, overlays=overlays, net=net, keys=keys
+                current=current,
+                boots=boots,
+                files=files,
+                overlays=overlays,
+                net=net,
+                keys=keys,
+                unknown=unknown,
             ),
             "tftp": TftpServer(current=current, boots=boots, files=files, net=net),
             "dhcp": DhcpServer(
-                current=current, boots=boots, net=net, on_boot=warm, unknown=unknown
+                current=current, boots=boots, net=net, on_boot=overlays.warm, unknown=unknown
             ),
             "control": control.ControlServer(
                 current=current,
