@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+import pytest
+
+from bootd.boots.timeline import Boot, Boots
+from bootd.boots.tokens import Claims
+from bootd.boots.window import SENTENCES, Owner, admit, grant, owner
+from bootd.model import ClientKind, Mac, NetDev, Node, Settings
+from bootd.registry import Registry
+
+MAC, SECOND, OTHER, STRANGER = (Mac(f"52:54:00:00:00:0{i}") for i in range(1, 5))
+PEER, ELSEWHERE = IPv4Address("10.0.0.11"), IPv4Address("10.0.0.12")
+
+
+def boot(address: IPv4Address | None = PEER, *, outcome: str = "", window: float = 100) -> Boot:
+    return Boot("b1", MAC, "n001", 0, 0, address=address, outcome=outcome, window=window)
+
+
+def claims(boot_id: str = "b1", address: IPv4Address = PEER) -> Claims:
+    return Claims(MAC, boot_id, address, 2_000_000_000)
+
+
+def registry() -> Registry:
+    second = NetDev("eth1", "eth1", mac=SECOND)
+    nodes = {
+        "n001": Node("n001", mac=MAC, network={"eth1": second}),
+        "n002": Node("n002", mac=OTHER),
+    }
+    return Registry(Settings(), nodes, {}, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "who"),
+    [
+        (MAC, Owner.SELF),
+        (SECOND, Owner.SELF),
+        (OTHER, Owner.OTHER),
+        (STRANGER, Owner.STRANGER),
+        (None, Owner.UNKNOWN),
+    ],
+)
+def test_who_has_an_address(neighbour: Mac | None, who: Owner) -> None:
+    assert owner(registry(), MAC, neighbour) is who
+
+
+def test_two_machines_that_no_node_names_are_not_the_same() -> None:
+    assert owner(registry(), STRANGER, Mac("52:54:00:00:00:09")) is Owner.STRANGER
+
+
+@pytest.mark.parametrize(
+    ("given", "on_link", "now", "reason"),
+    [
+        (boot(), Owner.SELF, 0, ""),
+        (boot(), Owner.UNKNOWN, 0, ""),
+        (boot(None), Owner.SELF, 0, ""),
+        (boot(ELSEWHERE), Owner.SELF, 0, ""),
+        (boot(None), Owner.UNKNOWN, 0, "no-address"),
+        (boot(ELSEWHERE), Owner.UNKNOWN, 0, "wrong-address"),
+        (boot(), Owner.OTHER, 0, "wrong-address"),
+        (boot(), Owner.STRANGER, 0, "wrong-address"),
+        (boot(), Owner.SELF, 100, ""),
+        (boot(), Owner.SELF, 101, "window-closed"),
+        (boot(outcome="up"), Owner.SELF, 0, "up"),
+        (boot(outcome="failed"), Owner.SELF, 0, ""),
+        (None, Owner.SELF, 0, "no-boot"),
+    ],
+)
+def test_who_is_given_a_token(given: Boot | None, on_link: Owner, now: float, reason: str) -> None:
+    assert grant(given, PEER, on_link, now) == reason
+
+
+@pytest.mark.parametrize(
+    ("given", "token", "on_link", "now", "reason"),
+    [
+        (boot(), claims(), Owner.SELF, 0, ""),
+        (boot(), claims(), Owner.UNKNOWN, 0, ""),
+        (boot(), claims(), Owner.STRANGER, 0, ""),
+        (boot(), claims(), Owner.OTHER, 0, "wrong-address"),
+        (boot(), claims(address=ELSEWHERE), Owner.SELF, 0, ""),
+        (boot(), claims(address=ELSEWHERE), Owner.UNKNOWN, 0, "wrong-address"),
+        (boot(), claims(address=ELSEWHERE), Owner.STRANGER, 0, "wrong-address"),
+        (boot(), claims("b0"), Owner.SELF, 0, "other-boot"),
+        (boot(outcome="up"), claims(), Owner.SELF, 0, "up"),
+        (boot(), claims(), Owner.SELF, 101, "window-closed"),
+    ],
+)
+def test_what_a_token_still_opens(
+    given: Boot, token: Claims, on_link: Owner, now: float, reason: str
+) -> None:
+    assert admit(given, token, PEER, on_link, now) == reason
+
+
+def test_up_closes_the_window_and_the_next_boot_opens_it() -> None:
+    boots = Boots(new_id=iter(["b1", "b2"]).__next__)
+    first = boots.discover(MAC, "n001", ClientKind.IPXE, 7, 0)
+    first.address = PEER
+    boots.up(first, 10)
+    assert grant(boots.of(MAC), PEER, Owner.SELF, 11) == "up"
+
+    second = boots.discover(MAC, "n001", ClientKind.IPXE, 7, 20)
+
+    assert grant(second, PEER, Owner.SELF, 21) == ""
+    assert admit(second, claims("b1"), PEER, Owner.SELF, 21) == "other-boot"
+
+
+def test_every_reason_can_be_said() -> None:
+    said = {"no-boot", "up", "window-closed", "no-address", "wrong-address", "other-boot"}
+
+    assert said | {"malformed", "forged", "expired"} <= SENTENCES.keys()
