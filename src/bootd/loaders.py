@@ -283,3 +283,19 @@ def _config_of(path: str) -> PxelinuxConfig | GrubConfig | Refused | None:
         return kind(parse_mac(text))
     except ValueError:
         return Refused("not-a-mac")
+
+
+_OPTIONAL: Final = re.compile(
+    r"(?:revocations[^/]*\.efi|shim_certificate_\d+\.efi|(?:mm|fb)[a-z0-9]+\.efi|autoexec\.ipxe"
+    r"|grub\.cfg.*|[^/]+\.(?:lst|mod|pf2|mo|sig))"
+)
+
+
+def optional(path: str) -> bool:
+    """True where firmware only tries whether there is such a file: its absence is no fault.
+
+    shim's revocations and certificates, GRUB's lists, modules and per-machine configurations,
+    PXELINUX's configurations, iPXE's ``autoexec.ipxe``.
+    """
+    folder, _, name = path.rpartition("/")
+    return folder.endswith("pxelinux.cfg") or _OPTIONAL.fullmatch(name) is not None
