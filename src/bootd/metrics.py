@@ -6,16 +6,40 @@ bounded. Names follow Prometheus' conventions: base units, ``_total`` for counte
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 REGISTRY = CollectorRegistry()
 
-DHCP_OFFERS = Counter(
-    "bootd_dhcp_offers", "DHCP answers sent", ["kind", "message"], registry=REGISTRY
-)
-DHCP_IGNORED = Counter(
-    "bootd_dhcp_ignored", "DHCP packets not answered", ["reason"], registry=REGISTRY
-)
+
+class Tally(Collector):
+    """A counter for packet paths: a dict, read when somebody asks.
+
+    prometheus-client's own takes a lock and two look-ups, 2 us a packet: a tenth of an answer.
+    """
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str]) -> None:
+        self._name, self._documentation, self._labels = name, documentation, labels
+        self._counts: dict[tuple[str, ...], int] = {}
+        REGISTRY.register(self)
+
+    def inc(self, *values: str) -> None:
+        """Count one for these labels' values."""
+        self._counts[values] = self._counts.get(values, 0) + 1
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The counts as they are now."""
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        for values, count in list(self._counts.items()):
+            family.add_metric(values, count)
+        yield family
+
+
+DHCP_OFFERS = Tally("bootd_dhcp_offers", "DHCP answers sent", ["kind", "message"])
+DHCP_IGNORED = Tally("bootd_dhcp_ignored", "DHCP packets not answered", ["reason"])
 DHCP_KERNEL_DROPS = Gauge(
     "bootd_dhcp_kernel_drops", "DHCP packets lost in the kernel's receive queue", registry=REGISTRY
 )

@@ -1,6 +1,7 @@
 """The values of a DHCP decision: what was asked, and `Offer` or `Ignore`; limits and destinations.
 
-Pure.
+Pure. Replies are put together from ready-made options, not from a `Message`: a rack that boots has
+one interpreter to answer it, and this is where its time went.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
 from bootd.dhcp.client import Client
-from bootd.dhcp.wire import PADDED_SIZE, Message, encode
+from bootd.dhcp.wire import PADDED_SIZE, REPLY, Message, assemble, decode, option
 from bootd.model import DhcpSettings, Mac, Node, ServerAddress
 from bootd.registry import Registry
 
@@ -28,6 +29,9 @@ NAK: Final = 6
 RELEASE: Final = 7
 INFORM: Final = 8
 
+_NAMES: Final = {OFFER: "offer", ACK: "ack", NAK: "nak"}
+_MESSAGE_TYPE: Final = {kind: option(53, bytes((kind,))) for kind in _NAMES}
+
 MAX_REPLY: Final = 1472
 """One Ethernet frame: no ROM puts fragments together."""
 _DEFAULT_MAX: Final = 548
@@ -40,7 +44,7 @@ _EXPENDABLE: Final = (66, 119, 15)
 
 
 class Offer(NamedTuple):
-    """A reply to send: `data` is `message` encoded, `to` the address and port it goes to.
+    """A reply to send: `data` goes to the address and port `to`.
 
     `file` is the boot file as the client will ask for it; empty where the client knows its own
     names (Raspberry Pi) or asks again on port 4011 (quirk ``binl``). `arch` is what it was chosen
@@ -50,7 +54,6 @@ class Offer(NamedTuple):
     """
 
     data: bytes
-    message: Message
     to: tuple[str, int]
     client: Client
     node: Node | None
@@ -60,7 +63,14 @@ class Offer(NamedTuple):
     opens: bool
     kind: str
     """``offer``, ``ack`` or ``nak``."""
+    routed: bool = False
+    """True where it goes to a relay agent, by whatever way leads there."""
     lease: IPv4Address | None = None
+
+    @property
+    def message(self) -> Message:
+        """The reply, read back."""
+        return decode(self.data)
 
 
 class Ignore(NamedTuple):
@@ -68,6 +78,19 @@ class Ignore(NamedTuple):
 
     reason: str
     client: Client | None = None
+
+
+class Server(NamedTuple):
+    """Our address in the forms that replies need."""
+
+    packed: bytes
+    text: str
+    sname: bytes
+    base: str
+    identifier: bytes
+    """Option 54."""
+    name: bytes
+    """Option 66."""
 
 
 class Query(NamedTuple):
@@ -81,15 +104,32 @@ class Query(NamedTuple):
     node: Node | None
     registry: Registry
     settings: DhcpSettings
-    us: ServerAddress
+    server: Server
     on_pxe_port: bool
+    relayed: bool
+    """True where a relay agent passed it on; port 4011 is always asked directly."""
     source: tuple[str, int]
     size: int
 
-    @property
-    def relayed(self) -> bool:
-        """True where a relay agent passed it on; port 4011 is always asked directly."""
-        return self.message.giaddr != NO_ADDRESS and not self.on_pxe_port
+
+def server_of(us: ServerAddress) -> Server:
+    """The forms of our address, made once for each."""
+    return _server(int(us.ip), us.http_port)
+
+
+@lru_cache(maxsize=64)
+def _server(ip: int, port: int) -> Server:
+    address = IPv4Address(ip)
+    text = str(address)
+    name = text.encode()
+    return Server(
+        address.packed,
+        text,
+        name,
+        f"http://{text}:{port}",
+        option(54, address.packed),
+        option(66, name),
+    )
 
 
 def destination(query: Query) -> tuple[str, int]:
@@ -98,11 +138,11 @@ def destination(query: Query) -> tuple[str, int]:
     Never ``ciaddr``: it may name a victim. A client without an address is reached by broadcast
     only, whatever its broadcast flag says, as a proxy's reply has no address for it.
     """
-    settings, (host, port) = query.settings, query.source
     if query.relayed:
-        return dotted(query.message.giaddr), settings.port
+        return dotted(query.message.giaddr), query.settings.port
+    host, port = query.source
     if host == NOWHERE:
-        return BROADCAST, port if query.on_pxe_port else settings.client_port
+        return BROADCAST, port if query.on_pxe_port else query.settings.client_port
     return query.source
 
 
@@ -111,27 +151,48 @@ def opens_boot(query: Query) -> bool:
     return query.relayed or query.source[1] == query.settings.client_port
 
 
-def fit(reply: Message, request: Message, size: int) -> tuple[Message, bytes] | None:
-    """`reply` and its bytes, within twice the request's `size` bytes, option 57 and one frame; None
-    where that cannot be, even without what is expendable.
+def name_of(kind: int) -> str:
+    """The word for a reply's message type."""
+    return _NAMES[kind]
 
-    Option 57 counts IP and UDP headers. Below the 300 bytes of BOOTP it is nonsense (a client that
-    swapped its bytes) and the minimum of RFC 2131 is taken.
+
+def reply(
+    query: Query, kind: int, options: list[bytes], *, file: bytes = b"", address: bytes = NO_ADDRESS
+) -> bytes | None:
+    """A reply of type `kind` in bytes; `options` follow 53 and 54. `address` becomes yiaddr.
+
+    At most twice the request's size, what option 57 allows, and one frame; None where that cannot
+    be, even without what is expendable. Option 57 counts IP and UDP headers; below the 300 bytes of
+    BOOTP it is nonsense (a client that swapped its bytes) and the minimum of RFC 2131 is taken.
     """
-    announced = int.from_bytes(request.options.get(57, b"")[:2], "big")
+    asked, server = query.message, query.server
+    header = (
+        REPLY,
+        asked.htype,
+        asked.hlen,
+        0,
+        asked.xid,
+        0,
+        asked.flags if query.relayed else asked.flags | BROADCAST_FLAG,
+        asked.ciaddr if kind == ACK else NO_ADDRESS,
+        address,
+        server.packed,
+        asked.giaddr,
+        asked.chaddr,
+        server.sname,
+        file,
+    )
+    begin = (_MESSAGE_TYPE[kind], server.identifier)
+    data = assemble(header, (*begin, *options))
+    announced = int.from_bytes(asked.options.get(57, b"")[:2], "big")
     allowed = announced - _HEADERS if announced >= PADDED_SIZE + _HEADERS else _DEFAULT_MAX
-    limit = min(allowed, MAX_REPLY, 2 * size)
-    data = encode(reply)
-    if len(data) <= limit:
-        return reply, data
+    limit = min(allowed, MAX_REPLY, 2 * query.size)
     for code in _EXPENDABLE:
-        if code in reply.options:
-            options = {other: value for other, value in reply.options.items() if other != code}
-            reply = reply._replace(options=options)
-            data = encode(reply)
-            if len(data) <= limit:
-                return reply, data
-    return None
+        if len(data) <= limit:
+            return data
+        options = [kept for kept in options if kept[0] != code]
+        data = assemble(header, (*begin, *options))
+    return data if len(data) <= limit else None
 
 
 @lru_cache(maxsize=256)

@@ -7,29 +7,26 @@ without it EDK2 asks port 4011 and some ROMs show a menu.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
 from bootd.dhcp.answer import DISCOVER, Ignore, Query
 from bootd.dhcp.client import Client, suboptions
-from bootd.dhcp.wire import MAX_FILE
+from bootd.dhcp.wire import MAX_FILE, option
 from bootd.loaders import boot_path
 from bootd.model import Arch, ClientKind, Mac, Node, dashed
 
-PXE_CLASS: Final = b"PXEClient"
-HTTP_CLASS: Final = b"HTTPClient"
-
-_BOOT_FILE_NOW: Final = b"\x06\x01\x08\xff"
+_PXE_CLASS: Final = option(60, b"PXEClient")
+_HTTP_CLASS: Final = option(60, b"HTTPClient")
+_BOOT_FILE_NOW: Final = option(43, b"\x06\x01\x08\xff")
 # raspberrypi/firmware#764: the Pi's ROM looks for these words before it asks TFTP for its names.
-_RASPBERRY: Final = b"\x06\x01\x08\x09\x14\0\0\x11Raspberry Pi Boot\x0a\x04\0PXE\xff"
+_RASPBERRY: Final = option(43, b"\x06\x01\x08\x09\x14\0\0\x11Raspberry Pi Boot\x0a\x04\0PXE\xff")
 _TFTP_PORT: Final = 69
 _BOOT_ITEM: Final = 71
 _IPXE_BUILDS: Final = ("ipxe", "snponly")
 
 
 class BootInfo(NamedTuple):
-    """What one client is told to boot: options 60 and 43, the file (may be empty), the
+    """What one client is told to boot: options 60 and 43 as written, the file (may be empty), the
     architecture it was chosen for, and whether it is a loader that has yet to ask again."""
 
     vendor_class: bytes
@@ -37,27 +34,6 @@ class BootInfo(NamedTuple):
     file: str
     arch: int | None
     first_stage: bool
-
-
-class _Server(NamedTuple):
-    """Our address in the forms that replies need."""
-
-    packed: bytes
-    text: str
-    sname: bytes
-    base: str
-
-
-@lru_cache(maxsize=64)
-def _server(ip: int, port: int) -> _Server:
-    address = IPv4Address(ip)
-    text = str(address)
-    return _Server(address.packed, text, text.encode(), f"http://{text}:{port}")
-
-
-def server_of(query: Query) -> _Server:
-    """The forms of ``query.us``; made once per address."""
-    return _server(int(query.us.ip), query.us.http_port)
 
 
 def boot_info(query: Query, node: Node | None) -> BootInfo | Ignore:
@@ -68,10 +44,10 @@ def boot_info(query: Query, node: Node | None) -> BootInfo | Ignore:
     """
     client, mac = query.client, query.mac
     if client.kind is ClientKind.IPXE and client.capable:
-        url = f"{server_of(query).base}/ipxe/{dashed(mac)}"
-        return BootInfo(PXE_CLASS, _BOOT_FILE_NOW, url, client.arch, False)
+        url = f"{query.server.base}/ipxe/{dashed(mac)}"
+        return BootInfo(_PXE_CLASS, _BOOT_FILE_NOW, url, client.arch, False)
     if client.kind is ClientKind.RPI:
-        return BootInfo(PXE_CLASS, _RASPBERRY, "", Arch.ARM_RPIBOOT, False)
+        return BootInfo(_PXE_CLASS, _RASPBERRY, "", Arch.ARM_RPIBOOT, False)
     if not client.archs:
         return Ignore("no-arch", client)
     arch, path = _loader(client, mac, node.loader if node is not None else "auto")
@@ -96,12 +72,12 @@ def _loader(client: Client, mac: Mac, choice: str) -> tuple[int | None, str | No
 
 def _firmware(query: Query, client: Client, arch: int | None, path: str) -> BootInfo:
     if client.kind is ClientKind.HTTP:
-        return BootInfo(HTTP_CLASS, b"", f"{server_of(query).base}/{path}", arch, True)
+        return BootInfo(_HTTP_CLASS, b"", f"{query.server.base}/{path}", arch, True)
     if client.kind is ClientKind.IPXE:
         port = query.registry.settings.tftp.port
-        host = server_of(query).text if port == _TFTP_PORT else f"{server_of(query).text}:{port}"
+        host = query.server.text if port == _TFTP_PORT else f"{query.server.text}:{port}"
         path = f"tftp://{host}/{path}"
-    return BootInfo(PXE_CLASS, _BOOT_FILE_NOW, path, arch, True)
+    return BootInfo(_PXE_CLASS, _BOOT_FILE_NOW, path, arch, True)
 
 
 def quirks(node: Node | None, mac: Mac) -> frozenset[str]:
@@ -116,26 +92,24 @@ def quirks(node: Node | None, mac: Mac) -> frozenset[str]:
     )
 
 
-def add_options(options: dict[int, bytes], info: BootInfo, query: Query) -> None:
-    """Put the boot options behind those already there, in the order that firmware is known to
-    read: 60, 97 echoed, 43, 66, 67, and last 82 echoed (RFC 3046, 2.2)."""
-    request = query.message.options
-    options[60] = info.vendor_class
-    machine = request.get(97)
-    if machine:
-        options[97] = machine
-    item = None if query.kind == DISCOVER else boot_item(request.get(43, b""))
-    if item is not None:
-        options[43] = item
+def boot_options(info: BootInfo, query: Query) -> list[bytes]:
+    """The boot options in the order that firmware is known to read: 60, 97 echoed, 43, 66, 67, and
+    last 82 echoed (RFC 3046, 2.2)."""
+    asked = query.message.options
+    options = [info.vendor_class]
+    if machine := asked.get(97):
+        options.append(option(97, machine))
+    if query.kind != DISCOVER and (item := boot_item(asked.get(43, b""))) is not None:
+        options.append(option(43, item))
     elif info.vendor_options:
-        options[43] = info.vendor_options
+        options.append(info.vendor_options)
     if info.file:
-        options[66] = server_of(query).sname
+        options.append(query.server.name)
         # EDK2 writes a NUL behind the value in place, and ROMs without length handling read on.
-        options[67] = info.file.encode() + b"\0"
-    relay_information = request.get(82)
-    if relay_information:
-        options[82] = relay_information
+        options.append(option(67, info.file.encode() + b"\0"))
+    if relay_information := asked.get(82):
+        options.append(option(82, relay_information))
+    return options
 
 
 def boot_item(vendor_options: bytes) -> bytes | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv4Address
 from typing import Final, NamedTuple, Protocol
 
 RECEIVE_BUFFER: Final = 8 << 20
@@ -30,13 +29,13 @@ _NOWHERE: Final = bytes(4)
 
 
 class Datagram(NamedTuple):
-    """One datagram: payload, index of the interface of arrival, sender, and the address of ours
-    that it was sent to (None where it was broadcast)."""
+    """One datagram: payload, index of the interface of arrival, sender, and the four bytes of
+    our address that it was sent to (empty where it was broadcast)."""
 
     data: bytes
     interface: int
     source: tuple[str, int]
-    local: IPv4Address | None
+    local: bytes
 
 
 class Channel(Protocol):
@@ -68,7 +67,6 @@ class UdpChannel:
         self.port = port
         self.drops = 0
         self.description = f"UDP port {port}"
-        self._locals: dict[bytes, IPv4Address] = {}
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -93,13 +91,13 @@ class UdpChannel:
             data, ancillary, _, source = self._sock.recvmsg(_LARGEST, _ANCILLARY)
         except (BlockingIOError, InterruptedError):
             return None
-        index, local = 0, None
+        index, local = 0, b""
         for level, kind, value in ancillary:
             if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
                 index, chosen, destination = _PKTINFO.unpack(value)
                 # Equal for unicast; for a broadcast the kernel chose one of our addresses.
                 if chosen == destination:
-                    local = self._address(destination)
+                    local = destination
             elif level == socket.SOL_SOCKET and kind == _SO_RXQ_OVFL:
                 (self.drops,) = _UINT32.unpack(value)
         return Datagram(data, index, source, local)
@@ -113,13 +111,6 @@ class UdpChannel:
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
-
-    def _address(self, packed: bytes) -> IPv4Address:
-        # Bounded: the kernel delivers only what was sent to an address of ours.
-        known = self._locals.get(packed)
-        if known is None:
-            known = self._locals[packed] = IPv4Address(packed)
-        return known
 
 
 def size_buffers(sock: socket.socket) -> None:

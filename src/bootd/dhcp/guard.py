@@ -14,6 +14,8 @@ from bootd.model import Mac
 MAX_SENDERS: Final = 16384
 ANSWERS_PER_SECOND: Final = 100
 """For one MAC. A machine that boots sends some ten packets a minute."""
+LINES_PER_MINUTE: Final = 20
+"""In the log, for one MAC."""
 LOOP_OFFERS: Final = 3
 LOOP_WINDOW: Final = 120.0
 """More than three boots into a first-stage loader within two minutes, and never a script: a loop
@@ -23,10 +25,12 @@ LOOP_WINDOW: Final = 120.0
 class Sender:
     """One MAC address: what was last said of it, and how often it was answered."""
 
-    __slots__ = ("answers", "said", "second", "stages", "xid")
+    __slots__ = ("answers", "lines", "minute", "said", "second", "stages", "xid")
 
     def __init__(self) -> None:
         self.said: object = None
+        self.minute = 0.0
+        self.lines = 0
         self.second = 0.0
         self.answers = 0
         self.xid = -1
@@ -39,12 +43,16 @@ class Sender:
         self.answers += 1
         return self.answers <= ANSWERS_PER_SECOND
 
-    def news(self, what: object) -> bool:
-        """True where `what` differs from what was said of this sender last."""
+    def news(self, what: object, now: float) -> bool:
+        """True where `what` differs from what was said of this sender last, and is worth a line:
+        whoever changes its mind all the time is not."""
         if self.said == what:
             return False
+        if now - self.minute >= 60.0:
+            self.minute, self.lines = now, 0
         self.said = what
-        return True
+        self.lines += 1
+        return self.lines <= LINES_PER_MINUTE
 
     def first_stage(self, xid: int, now: float) -> bool:
         """A first-stage loader was offered in transaction `xid`; True once it is a loop.
@@ -61,10 +69,6 @@ class Sender:
             return False
         self.stages.clear()
         return True
-
-    def script_fetched(self) -> None:
-        """The machine got as far as its script: no loop."""
-        self.stages = None
 
 
 class Senders:

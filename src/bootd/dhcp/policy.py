@@ -10,7 +10,6 @@ from ipaddress import IPv4Address, IPv4Network
 
 from bootd.dhcp.answer import (
     ACK,
-    BROADCAST_FLAG,
     DECLINE,
     DISCOVER,
     INFORM,
@@ -24,12 +23,13 @@ from bootd.dhcp.answer import (
     Offer,
     Query,
     destination,
-    fit,
+    name_of,
     opens_boot,
+    reply,
+    server_of,
 )
-from bootd.dhcp.bootinfo import BootInfo, add_options, boot_info, server_of
+from bootd.dhcp.bootinfo import boot_info, boot_options
 from bootd.dhcp.client import Client, identify
-from bootd.dhcp.wire import REPLY as BOOTREPLY
 from bootd.dhcp.wire import REQUEST as BOOTREQUEST
 from bootd.dhcp.wire import Message
 from bootd.model import ClientKind, ServerAddress, UnknownPolicy
@@ -63,6 +63,7 @@ def decide(
         return Ignore("relay-not-listed", client)
     if client.mac is None:
         return Ignore("no-mac", client)
+    on_pxe_port = port == settings.pxe_port
     query = Query(
         message,
         kind[0],
@@ -71,8 +72,9 @@ def decide(
         registry.by_mac.get(client.mac),
         registry,
         settings,
-        us,
-        port == settings.pxe_port,
+        server_of(us),
+        on_pxe_port,
+        not on_pxe_port and message.giaddr != NO_ADDRESS,
         source,
         size,
     )
@@ -99,13 +101,12 @@ def _proxy(query: Query) -> Offer | Ignore:
     info = boot_info(query, node)
     if isinstance(info, Ignore):
         return info
-    fitting = fit(_reply(query, info), query.message, query.size)
-    if fitting is None:
+    kind = OFFER if query.kind == DISCOVER else ACK
+    data = reply(query, kind, boot_options(info, query), file=info.file.encode())
+    if data is None:
         return Ignore("reply-too-large", client)
-    reply, data = fitting
     return Offer(
         data,
-        reply,
         destination(query),
         client,
         node,
@@ -113,7 +114,8 @@ def _proxy(query: Query) -> Offer | Ignore:
         info.file,
         info.first_stage,
         opens_boot(query),
-        "offer" if query.kind == DISCOVER else "ack",
+        name_of(kind),
+        query.relayed,
     )
 
 
@@ -139,31 +141,6 @@ def _refusal(query: Query) -> str | None:
     if query.node is None and query.settings.unknown is UnknownPolicy.IGNORE:
         return "unknown-node"
     return None
-
-
-def _reply(query: Query, info: BootInfo) -> Message:
-    """A proxy's reply: no address, no lease, the interface's own address as the server."""
-    asked, server = query.message, server_of(query)
-    discover = query.kind == DISCOVER
-    options = {53: bytes((OFFER if discover else ACK,)), 54: server.packed}
-    add_options(options, info, query)
-    return Message(
-        op=BOOTREPLY,
-        htype=asked.htype,
-        hlen=asked.hlen,
-        hops=0,
-        xid=asked.xid,
-        secs=0,
-        flags=asked.flags if query.relayed else asked.flags | BROADCAST_FLAG,
-        ciaddr=NO_ADDRESS if discover else asked.ciaddr,
-        yiaddr=NO_ADDRESS,
-        siaddr=server.packed,
-        giaddr=asked.giaddr,
-        chaddr=asked.chaddr,
-        sname=server.sname,
-        file=info.file.encode(),
-        options=options,
-    )
 
 
 def _listed(giaddr: bytes, relays: tuple[IPv4Network, ...]) -> bool:

@@ -1,15 +1,17 @@
 """The DHCP shell: datagrams in, one decision each, replies out of the interface they came in on.
 
 Receiving goes before answering: each time the loop wakes us the kernel's queue is emptied into ours
-(2 us a datagram) before anything is decided (30 us), so a burst of a whole rack is not lost where
-the system allows a small receive buffer only. Ours is bounded too; past it the kernel drops, and
-says how many.
+(2 us a datagram) before anything is decided, so a burst of a whole rack is not lost where the
+system allows a small receive buffer only. Ours is bounded too; past it the kernel drops, and says
+how many.
+
+A decision is a pure function, so what a node was answered is kept and given again when it sends the
+same packet with another transaction id, as firmware does until it hears us.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections import deque
 from collections.abc import Callable
 from ipaddress import IPv4Address
@@ -22,8 +24,9 @@ from bootd.boots.timeline import Boot, Boots, Stage
 from bootd.boots.unknown import Unknown, Waiting, readable
 from bootd.dhcp.channel import Channel, Datagram, UdpChannel
 from bootd.dhcp.client import Client, machine_uuid, relay_information
-from bootd.dhcp.guard import Lines, Sender, Senders
+from bootd.dhcp.guard import LOOP_WINDOW, Sender, Senders
 from bootd.dhcp.policy import Ignore, Offer, decide, requested_address
+from bootd.dhcp.report import Report, kind_of
 from bootd.dhcp.wire import Message, WireError, decode
 from bootd.model import DhcpMode, Mac, Node, ServerAddress, StartError
 from bootd.net import Interfaces
@@ -34,13 +37,25 @@ _log = structlog.get_logger()
 _RECEIVE_BATCH: Final = 512
 _ANSWER_BATCH: Final = 32
 """Answers of one turn of the loop: a millisecond, so that transfers go on in between."""
+_LINES_BUSY, _LINES_IDLE = 1, 16
+"""Log lines of one turn, while packets wait and while none do."""
+_LINES_AT_END: Final = 1000
 _QUEUE: Final = 8192
-_REFUSALS: Final = (5.0, 50)
-"""Lines a second, and at once, about machines that are refused."""
-_RELAYS: Final = 256
-_FAULTS: Final = 64
+_ROUTES: Final = 1024
+_KEPT_BYTES: Final = 16 << 20
+"""Of answers given to known nodes; some 800 bytes each."""
 
 OnBoot = Callable[[Registry, Node, ServerAddress], None]
+
+
+class _Route:
+    """Where a datagram came from and by which way, and what was answered there."""
+
+    __slots__ = ("answers", "us")
+
+    def __init__(self, us: ServerAddress) -> None:
+        self.us = us
+        self.answers: dict[bytes, Offer] = {}
 
 
 class DhcpServer:
@@ -68,11 +83,11 @@ class DhcpServer:
         self._queue: deque[tuple[Channel, Datagram]] = deque()
         self._scheduled = False
         self._senders = Senders()
-        self._refusals = Lines(*_REFUSALS)
-        self._relays: set[bytes] = set()
-        self._faults: set[tuple[str, str]] = set()
-        self._addresses: dict[tuple[IPv4Address, int], ServerAddress] = {}
-        self._drops = 0
+        self._report = Report()
+        self._routes: dict[tuple[int, int, tuple[str, int], bytes], _Route] = {}
+        self._kept = 0
+        self._decided_in = current.registry
+        net.on_change(self._forget_answers)
 
     # ---- life -----------------------------------------------------------------------------------
 
@@ -105,6 +120,7 @@ class DhcpServer:
 
     def _close(self) -> None:
         self._queue.clear()
+        self._report.write(_LINES_AT_END)
         while self._channels:
             self._channels.pop().close()
 
@@ -112,17 +128,16 @@ class DhcpServer:
 
     def _readable(self, channel: Channel) -> None:
         queue = self._queue
+        receive = channel.receive
         try:
-            for _ in range(_RECEIVE_BATCH):
-                if len(queue) >= _QUEUE:
-                    break
-                datagram = channel.receive()
+            for _ in range(min(_RECEIVE_BATCH, _QUEUE - len(queue))):
+                datagram = receive()
                 if datagram is None:
                     break
                 queue.append((channel, datagram))
         except OSError as exc:
-            self._fault("receive", exc)
-        self._count_drops()
+            self._report.fault("receive", exc)
+        self._report.drops(sum(channel.drops for channel in self._channels))
         if not self._scheduled:
             self._answer()
 
@@ -135,47 +150,71 @@ class DhcpServer:
             try:
                 self._handle(channel, datagram, now)
             except Exception as exc:  # one packet never costs more than itself
-                self._fault("packet", exc, datagram.data)
-        if queue:
+                self._report.fault("packet", exc, datagram.data)
+        if self._report.write(_LINES_BUSY if queue else _LINES_IDLE) or queue:
             self._scheduled = True
             self._loop.call_soon(self._answer)
 
     def _handle(self, channel: Channel, datagram: Datagram, now: float) -> None:
         registry = self._current.registry
-        us = self._us(datagram, registry)
-        if us is None:
-            _ignored("interface-not-served")
+        if registry is not self._decided_in:
+            self._forget_answers()
+            self._decided_in = registry
+        route = self._route(channel, datagram, registry)
+        if route is None:
+            metrics.DHCP_IGNORED.inc("interface-not-served")
             return
-        try:
-            message = decode(datagram.data)
-        except WireError as exc:
-            _ignored(exc.reason)
-            return
-        answer = decide(
-            message,
-            registry,
-            us,
-            port=channel.port,
-            source=datagram.source,
-            size=len(datagram.data),
-        )
-        if isinstance(answer, Ignore):
-            self._silent(answer, message, datagram, registry, now)
-        else:
-            self._reply(answer, channel, datagram, message, registry, us, now)
+        data = datagram.data
+        key = data[:4] + data[10:]  # all but the transaction id and the seconds since it began
+        offer = route.answers.get(key)
+        if offer is None:
+            try:
+                message = decode(data)
+            except WireError as exc:
+                metrics.DHCP_IGNORED.inc(exc.reason)
+                return
+            answer = decide(
+                message,
+                registry,
+                route.us,
+                port=channel.port,
+                source=datagram.source,
+                size=len(data),
+            )
+            if isinstance(answer, Ignore):
+                self._silent(answer, message, datagram, registry, now)
+                return
+            offer = answer
+            self._keep(route, key, offer, registry)
+        self._reply(offer, channel, datagram, registry, route.us, now)
 
-    def _us(self, datagram: Datagram, registry: Registry) -> ServerAddress | None:
-        """Our address as this sender reaches it: the one it wrote to, else the interface's."""
-        address = self._net.server_address(datagram.interface)
-        if address is None:
-            return None
-        key = (datagram.local or address, registry.settings.http.port)
-        us = self._addresses.get(key)
-        if us is None:
-            if len(self._addresses) > _FAULTS:
-                self._addresses.clear()
-            us = self._addresses[key] = ServerAddress(*key)
-        return us
+    def _route(self, channel: Channel, datagram: Datagram, registry: Registry) -> _Route | None:
+        """Our address as this sender reaches it, the one it wrote to or else the interface's, and
+        what was answered that way."""
+        key = (channel.port, datagram.interface, datagram.source, datagram.local)
+        route = self._routes.get(key)
+        if route is None:
+            address = self._net.server_address(datagram.interface)
+            if address is None:
+                return None
+            if datagram.local:
+                address = IPv4Address(datagram.local)
+            if len(self._routes) >= _ROUTES:
+                self._forget_answers()
+            us = ServerAddress(address, registry.settings.http.port)
+            route = self._routes[key] = _Route(us)
+        return route
+
+    def _keep(self, route: _Route, key: bytes, offer: Offer, registry: Registry) -> None:
+        if offer.client.mac in registry.by_mac:
+            self._kept += len(key) + len(offer.data)
+            if self._kept > _KEPT_BYTES:
+                self._forget_answers()
+            route.answers[key] = offer
+
+    def _forget_answers(self) -> None:
+        self._routes.clear()
+        self._kept = 0
 
     # ---- out ------------------------------------------------------------------------------------
 
@@ -184,7 +223,6 @@ class DhcpServer:
         offer: Offer,
         channel: Channel,
         datagram: Datagram,
-        message: Message,
         registry: Registry,
         us: ServerAddress,
         now: float,
@@ -193,45 +231,35 @@ class DhcpServer:
         assert mac is not None
         sender = self._senders.of(mac)
         if not sender.allowed(now):
-            _ignored("rate-limited")
+            metrics.DHCP_IGNORED.inc("rate-limited")
             return
-        relayed = offer.to[0] != datagram.source[0] and message.giaddr != bytes(4)
+        transaction = datagram.data[4:8]
+        data = b"".join((offer.data[:4], transaction, offer.data[8:]))
+        interface = 0 if offer.routed else datagram.interface
         try:
-            channel.send(offer.data, offer.to, 0 if relayed else datagram.interface, us.ip.packed)
+            channel.send(data, offer.to, interface, us.ip.packed)
         except OSError as exc:
-            _ignored("send-failed")
-            self._fault("send", exc)
+            metrics.DHCP_IGNORED.inc("send-failed")
+            self._report.fault("send", exc)
             return
-        _offered(offer)
-        boot = self._follow(offer, mac, sender, message, registry, us, now)
-        if sender.news((boot.id if boot is not None else "", offer.kind, offer.file)):
-            _log.info(
-                "dhcp.offer",
-                node=offer.node.name if offer.node is not None else None,
-                mac=mac,
-                boot=boot.id if boot is not None else None,
-                kind=offer.client.kind.value if offer.client.kind is not None else None,
-                arch=offer.arch,
-                file=offer.file,
-                answer=offer.kind,
-                interface=self._net.name(datagram.interface),
-                to=offer.to[0],
-            )
+        metrics.DHCP_OFFERS.inc(kind_of(offer.client) or "none", offer.kind)
+        boot = self._follow(offer, mac, sender, datagram, registry, us, now)
+        if sender.news((boot.id if boot is not None else "", offer.kind, offer.file), now):
+            self._report.offer(offer, boot, self._net.name(datagram.interface), now)
 
     def _follow(
         self,
         offer: Offer,
         mac: Mac,
         sender: Sender,
-        message: Message,
+        datagram: Datagram,
         registry: Registry,
         us: ServerAddress,
         now: float,
     ) -> Boot | None:
         """Tell the boots, and whoever waits for one to begin, what this machine was given."""
         known = registry.by_mac.get(mac)
-        before = self._boots.of(mac)
-        boot = before
+        before = boot = self._boots.of(mac)
         if offer.opens and offer.client.kind is not None:
             name = known.name if known is not None else None
             boot = self._boots.discover(mac, name, offer.client.kind, offer.arch, now)
@@ -243,27 +271,19 @@ class DhcpServer:
         if boot is not before and known is not None and self._on_boot is not None:
             self._on_boot(registry, known, us)
         if known is None and self._unknown is not None:
-            _introduce(self._unknown.heard(mac, now), offer.client, message)
-        if boot.reached(Stage.SCRIPT):
-            sender.script_fetched()
-        elif offer.first_stage and sender.first_stage(message.xid, now):
-            self._report_loop(boot, offer)
+            _introduce(self._unknown.heard(mac, now), offer.client, decode(datagram.data))
+        if offer.first_stage:
+            transaction = int.from_bytes(datagram.data[4:8], "big")
+            if sender.first_stage(transaction, now):
+                self._circles(boot, offer.file, now)
         return boot
 
-    def _report_loop(self, boot: Boot, offer: Offer) -> None:
-        started = boot.reached(Stage.LOADER) or any(
-            earlier.reached(Stage.LOADER) for earlier in self._boots.history(boot.mac)
-        )
-        _log.warning(
-            "dhcp.chainload-loop",
-            node=boot.node,
-            mac=boot.mac,
-            boot=boot.id,
-            file=offer.file,
-            reason="the loader is fetched but asks for no script: is it an iPXE with HTTP?"
-            if started
-            else "the loader is offered again and again but never fetched: is TFTP blocked?",
-        )
+    def _circles(self, boot: Boot, file: str, now: float) -> None:
+        """Too many offers of a first stage: said, unless a script was fetched in between."""
+        lately = [b for b in self._boots.history(boot.mac) if b.seen >= now - LOOP_WINDOW]
+        if not any(b.reached(Stage.SCRIPT) for b in lately):
+            fetched = any(b.reached(Stage.LOADER) for b in lately)
+            self._report.loop(boot, file, fetched=fetched)
 
     def _silent(
         self,
@@ -273,29 +293,20 @@ class DhcpServer:
         registry: Registry,
         now: float,
     ) -> None:
-        _ignored(ignore.reason)
+        metrics.DHCP_IGNORED.inc(ignore.reason)
         client = ignore.client
         if ignore.reason == "relay-not-listed":
-            self._name_relay(message, datagram)
+            self._report.relay(message.giaddr, datagram.source[0])
         if client is None or client.mac is None:
             return
         if datagram.source[1] == registry.settings.dhcp.client_port:
             self._observe_address(message, client.mac)
         if client.kind is None or ignore.reason == "request":
             return
-        sender = self._senders.of(client.mac)
-        if sender.news(ignore.reason) and self._refusals.take(now):
+        if self._senders.of(client.mac).news(ignore.reason, now):
             known = registry.by_mac.get(client.mac)
-            _log.info(
-                "dhcp.ignore",
-                node=known.name if known is not None else None,
-                mac=client.mac,
-                reason=ignore.reason,
-                kind=client.kind.value,
-                archs=list(client.archs[:8]),
-                interface=self._net.name(datagram.interface),
-                held_back=self._refusals.take_held_back(),
-            )
+            name = known.name if known is not None else None
+            self._report.refusal(ignore, name, self._net.name(datagram.interface), now)
 
     def _observe_address(self, message: Message, mac: Mac) -> None:
         """A machine that boots asked a DHCP server for its address: now we know it."""
@@ -305,48 +316,6 @@ class DhcpServer:
         address = requested_address(message)
         if address is not None:
             boot.address = address
-
-    def _name_relay(self, message: Message, datagram: Datagram) -> None:
-        if message.giaddr in self._relays or len(self._relays) >= _RELAYS:
-            return
-        self._relays.add(message.giaddr)
-        _log.warning(
-            "dhcp.relay-not-listed",
-            relay=str(IPv4Address(message.giaddr)),
-            source=datagram.source[0],
-            reason="relays are answered only where dhcp.relays names them",
-        )
-
-    # ---- faults ---------------------------------------------------------------------------------
-
-    def _fault(self, where: str, exc: Exception, data: bytes = b"") -> None:
-        """Count a fault of ours or the system's, and write the first of each kind to the log."""
-        metrics.EXCEPTIONS.labels(f"dhcp-{where}").inc()
-        at = exc.__traceback__
-        while at is not None and at.tb_next is not None:
-            at = at.tb_next
-        name = errno.errorcode.get(exc.errno or 0, "") if isinstance(exc, OSError) else ""
-        key = (where, name or f"{type(exc).__name__}:{at.tb_lineno if at is not None else 0}")
-        if key in self._faults or len(self._faults) >= _FAULTS:
-            return
-        self._faults.add(key)
-        if isinstance(exc, OSError):
-            _log.warning(f"dhcp.{where}-failed", reason=str(exc))
-        else:
-            _log.error("dhcp.fault", packet=data.hex(), exc_info=exc)
-
-    def _count_drops(self) -> None:
-        drops = sum(channel.drops for channel in self._channels)
-        if drops == self._drops:
-            return
-        if not self._drops:
-            _log.warning(
-                "dhcp.kernel-drops",
-                dropped=drops,
-                reason="more packets than were fetched: raise net.core.rmem_max",
-            )
-        self._drops = drops
-        metrics.DHCP_KERNEL_DROPS.set(drops)
 
 
 def _open(port: int) -> Channel:
@@ -372,12 +341,3 @@ def _introduce(machine: Waiting, client: Client, message: Message) -> None:
     circuit, remote = relay_information(message)
     machine.circuit = readable(circuit) or machine.circuit
     machine.remote = readable(remote) or machine.remote
-
-
-def _ignored(reason: str) -> None:
-    metrics.DHCP_IGNORED.labels(reason).inc()
-
-
-def _offered(offer: Offer) -> None:
-    kind = offer.client.kind
-    metrics.DHCP_OFFERS.labels(kind.value if kind is not None else "none", offer.kind).inc()
