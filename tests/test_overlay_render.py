@@ -282,5 +282,5 @@ def test_check_tells_conflicts_between_overlays() -> None:
     )
 
     assert check(world) == [
-        "a, b:1:1: nodes.n001: 'srv/x' stands below 'srv', which is not a directory"
+        "overlays a, b:1:1: nodes.n001: 'srv/x' stands below 'srv', which is not a directory"
     ]

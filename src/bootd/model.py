@@ -258,30 +258,48 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """An expression over a node (``tags.role == "gpu"``), and the place it is written."""
+
+    text: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
 class OverlayEntry:
     """One path of an overlay as it will stand on the node.
 
     `path` is relative without ``.`` or ``..``; `mode` the permission bits; `content` the file's
-    bytes, the template's text in UTF-8, or a symlink's target. `source` names the file on the
-    server, for messages.
+    bytes, the template's text in UTF-8, or a symlink's target; `rdev` a device's (major, minor).
+    `source` names the file on the server, for messages. Only nodes that `when` fits have it.
     """
 
     path: str
-    kind: str  # "file" | "template" | "dir" | "symlink"
+    kind: str  # "file" | "template" | "dir" | "symlink" | "char" | "block" | "fifo"
     mode: int
     content: bytes = b""
     uid: int = 0
     gid: int = 0
     source: str = ""
+    when: Condition | None = None
+    rdev: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """A whole overlay, read once; the site's files already shadow the distribution's."""
+    """A whole overlay, read once; the site's files already shadow the distribution's.
+
+    `delete` are paths that the node removes from its image; `when` fits the nodes that have
+    anything of the overlay. Equal digests mean equal overlays.
+    """
 
     name: str
     entries: tuple[OverlayEntry, ...]
     digest: str
+    delete: tuple[str, ...] = ()
+    when: Condition | None = None
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from typing import Final
 
 from bootd.model import Image, Mac, Node, Overlay, ServerAddress
 from bootd.overlay import cpio
-from bootd.overlay.render import PER_NODE, Shared, Which, chosen, reads, render
-from bootd.overlay.template import RenderError
+from bootd.overlay.render import Shared, Which, chosen, reads, render
+from bootd.overlay.template import PER_NODE, RenderError
 from bootd.registry import Registry
 
 MAX_BYTES: Final = 64 << 20

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from bootd.model import Node, Overlay, OverlayEntry, ServerAddress
+from bootd.model import Condition, Node, Overlay, OverlayEntry, ServerAddress
+from bootd.overlay import paths
 from bootd.overlay.cpio import CpioError, Entry, with_parents
 from bootd.overlay.template import (
+    PER_NODE,
     Compiled,
+    Made,
     Rendered,
     RenderError,
+    compile_condition,
     compile_template,
+    fits,
     render_template,
 )
 from bootd.registry import Registry
@@ -24,29 +29,26 @@ Which = Literal["system", "runtime"]
 Shared = MutableMapping[tuple[object, ...], Rendered]
 """Renderings that are the same for every node of a registry, kept by the caller."""
 
-VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "node": "the node: name, mac, ip, network, image, tags, resources, kernel_args, …",
-        "tags": "the node's tags: tags.rack",
-        "resources": "the node's resources",
-        "network": "the node's network devices by name: device, mac, ip, gateway, mtu, dns, …",
-        "image": "the active generation of the node's image: name, generation, kernel_version",
-        "nodes": "every node, in the order of the files",
-        "server": "bootd as this node reaches it: ip, http_port, base",
-        "overlay": "the name of the overlay that the template belongs to",
-    }
-)
-PER_NODE: Final = frozenset(("node", "tags", "resources", "network", "image"))
-"""A template that reads none of these is rendered once for all nodes."""
-
-_TYPES: Final = MappingProxyType(
-    {"file": stat.S_IFREG, "dir": stat.S_IFDIR, "symlink": stat.S_IFLNK}
-)
+DELETE_LIST: Final = "etc/bootd/delete.d/"
+"""Where a node finds what it shall remove, one path a line, in a file per class of overlays."""
+TMPFILES: Final = "etc/tmpfiles.d/bootd-delete.conf"
+"""The same for systemd, which removes it before the first service starts."""
 EXAMPLE_SERVER: Final = ServerAddress(IPv4Address("192.0.2.1"))
 """What templates are checked with: which interface a node will come in on is not known yet."""
 MAX_FAULTS: Final = 100
 MAX_NAMED: Final = 3
 """Faults that `check` tells apart, and nodes that it names for each."""
+
+_TYPES: Final = MappingProxyType(
+    {
+        "file": stat.S_IFREG,
+        "dir": stat.S_IFDIR,
+        "symlink": stat.S_IFLNK,
+        "char": stat.S_IFCHR,
+        "block": stat.S_IFBLK,
+        "fifo": stat.S_IFIFO,
+    }
+)
 
 
 def chosen(registry: Registry, node: Node, which: Which) -> list[Overlay]:
@@ -59,18 +61,17 @@ def chosen(registry: Registry, node: Node, which: Which) -> list[Overlay]:
 
 
 def reads(overlays: Iterable[Overlay]) -> frozenset[str]:
-    """The variables that templates of `overlays` read: what an archive depends on."""
-    return frozenset().union(*(_reads(overlay) for overlay in overlays))
+    """The variables that templates and conditions read: what an archive depends on."""
+    return frozenset().union(*(name for overlay in overlays for name in _reads(overlay)))
 
 
-def _reads(overlay: Overlay) -> Iterator[str]:
+def _reads(overlay: Overlay) -> Iterator[frozenset[str]]:
+    for condition in (overlay.when, *(entry.when for entry in overlay.entries)):
+        if condition is not None:
+            yield compile_condition(condition).names
     for entry in overlay.entries:
         if entry.kind == "template":
-            yield from _compiled(entry).names
-
-
-def _compiled(entry: OverlayEntry) -> Compiled:
-    return compile_template(entry.content, entry.source)
+            yield compile_template(entry.content, entry.source).names
 
 
 def render(
@@ -87,15 +88,11 @@ def render(
     give the same mapping for every node of one registry. Raises `RenderError`.
     """
     context = _Context(registry, node, server, {} if shared is None else shared)
-    entries: dict[str, Entry] = {}
-    for overlay in chosen(registry, node, which):
-        for entry in overlay.entries:
-            for made in context.entries(overlay, entry):
-                entries[made.path] = made
-    try:
-        return with_parents(entries.values())
-    except CpioError as error:
-        raise RenderError(f"{which} overlays", 1, str(error), node.name) from None
+    faults: list[RenderError] = []
+    entries = context.tree(chosen(registry, node, which), which, faults)
+    if faults:
+        raise faults[0]
+    return entries
 
 
 @dataclass(slots=True)
@@ -107,28 +104,85 @@ class _Context:
     server: ServerAddress
     shared: Shared
 
-    def entries(self, overlay: Overlay, entry: OverlayEntry) -> Iterator[Entry]:
-        """The archive's entries of one path of an overlay."""
-        if entry.kind != "template":
-            kind = _TYPES[entry.kind]
-            yield Entry(entry.path, kind | entry.mode, entry.content, entry.uid, entry.gid)
-            return
-        rendered = self.rendered(overlay, entry)
-        if rendered.content is not None:
-            yield self._file(entry, entry.path, rendered.content, entry.mode)
-        for path, (content, mode) in rendered.files.items():
-            yield self._file(entry, path, content, entry.mode if mode is None else mode)
-
-    def _file(self, entry: OverlayEntry, path: str, content: bytes, mode: int) -> Entry:
+    def tree(
+        self, overlays: Sequence[Overlay], which: Which, faults: list[RenderError]
+    ) -> list[Entry]:
+        """All entries in archive order; what is wrong is added to `faults`, and left out."""
+        entries: dict[str, Entry] = {}
+        deleted: dict[str, Overlay] = {}
+        for overlay in overlays:
+            try:
+                if not self._fits(overlay, overlay.when):
+                    continue
+            except RenderError as error:
+                faults.append(error)
+                continue
+            for path in overlay.delete:
+                deleted[path] = overlay
+                entries = {p: e for p, e in entries.items() if not f"{p}/".startswith(f"{path}/")}
+            for entry in overlay.entries:
+                try:
+                    for made in self._entries(overlay, entry):
+                        self._restore(made, entry, deleted)
+                        entries[made.path] = made
+                except RenderError as error:
+                    faults.append(error)
+        entries.update((made.path, made) for made in _delete_lists(sorted(deleted), which))
         try:
-            return Entry(path, stat.S_IFREG | mode, content, entry.uid, entry.gid)
+            return with_parents(entries.values())
+        except CpioError as error:
+            names = ", ".join(overlay.name for overlay in overlays)
+            faults.append(RenderError(f"overlays {names}", 1, str(error), self.node.name))
+            return []
+
+    def _restore(self, made: Entry, entry: OverlayEntry, deleted: dict[str, Overlay]) -> None:
+        """A file that an earlier overlay deletes is there after all; in a folder that one deletes
+        nothing can be, since the node deletes after it has unpacked."""
+        if not stat.S_ISDIR(made.mode):
+            deleted.pop(made.path, None)
+        for path, overlay in deleted.items():
+            if f"{made.path}/".startswith(f"{path}/"):
+                del deleted[path]  # one fault is enough
+                reason = f"/{made.path} stands in /{path}, which overlay {overlay.name} deletes"
+                raise RenderError(entry.source, 1, reason, self.node.name)
+
+    def _fits(self, overlay: Overlay, condition: Condition | None) -> bool:
+        if condition is None:
+            return True
+        try:
+            return fits(condition, self._variables(overlay, compile_condition(condition)))
+        except RenderError as error:
+            raise RenderError(error.source, error.line, error.reason, self.node.name) from None
+
+    def _entries(self, overlay: Overlay, entry: OverlayEntry) -> Iterator[Entry]:
+        """The archive's entries of one path of an overlay."""
+        if not self._fits(overlay, entry.when):
+            return
+        if entry.kind != "template":
+            mode = _TYPES[entry.kind] | entry.mode
+            yield Entry(entry.path, mode, entry.content, entry.uid, entry.gid, rdev=entry.rdev)
+            return
+        rendered = self._rendered(overlay, entry)
+        if rendered.own is not None:
+            yield self._made(entry, entry.path, rendered.own)
+        for path, made in rendered.others.items():
+            fault = paths.fault(path)
+            if fault is not None:
+                raise RenderError(entry.source, 1, fault, self.node.name)
+            yield self._made(entry, path, made)
+
+    def _made(self, entry: OverlayEntry, path: str, made: Made) -> Entry:
+        mode = entry.mode if made.mode is None else made.mode
+        mode = stat.S_IFLNK | 0o777 if made.link else stat.S_IFREG | mode
+        try:
+            return Entry(path, mode, made.content, entry.uid, entry.gid)
         except CpioError as error:
             raise RenderError(entry.source, 1, str(error), self.node.name) from None
 
-    def rendered(self, overlay: Overlay, entry: OverlayEntry) -> Rendered:
+    def _rendered(self, overlay: Overlay, entry: OverlayEntry) -> Rendered:
         """What a template makes for this node, from `shared` where no node changes it."""
         try:
-            compiled = _compiled(entry)
+            compiled = compile_template(entry.content, entry.source)
             if compiled.names & PER_NODE:
                 return render_template(compiled, self._variables(overlay, compiled))
             key = (overlay.digest, entry.path, self.server if "server" in compiled.names else None)
@@ -154,6 +208,17 @@ class _Context:
         if "nodes" in compiled.names:
             variables["nodes"] = tuple(self.registry.nodes.values())
         return variables
+
+
+def _delete_lists(deleted: list[str], which: Which) -> Iterator[Entry]:
+    """What tells the node to remove `deleted`; an archive itself can only add."""
+    if not deleted:
+        return
+    lines = "".join(f"/{path}\n" for path in deleted)
+    yield Entry(f"{DELETE_LIST}{which}", stat.S_IFREG | 0o644, lines.encode())
+    if which == "system":
+        rules = "".join(f"R! /{path}\n" for path in deleted)
+        yield Entry(TMPFILES, stat.S_IFREG | 0o644, rules.encode())
 
 
 def check(
@@ -183,22 +248,19 @@ def check(
 
 def _faults(
     registry: Registry, node: Node, server: ServerAddress, shared: Shared
-) -> Iterator[RenderError]:
+) -> list[RenderError]:
     """Every fault of one node, not only the first of each archive."""
     context = _Context(registry, node, server, shared)
-    for names in (node.overlays_system, node.overlays_runtime):
-        entries: dict[str, Entry] = {}
+    faults: list[RenderError] = []
+    classes: Mapping[Which, tuple[str, ...]] = {
+        "system": node.overlays_system,
+        "runtime": node.overlays_runtime,
+    }
+    for which, names in classes.items():
         # An overlay that does not exist is the configuration's fault, and told there.
-        for overlay in filter(None, map(registry.overlays.get, names)):
-            for entry in overlay.entries:
-                try:
-                    entries.update((made.path, made) for made in context.entries(overlay, entry))
-                except RenderError as error:
-                    yield error
-        try:
-            with_parents(entries.values())
-        except CpioError as error:
-            yield RenderError(", ".join(names), 1, str(error), node.name)
+        known = [registry.overlays[name] for name in names if name in registry.overlays]
+        context.tree(known, which, faults)
+    return faults
 
 
 def _names(names: list[str]) -> str:

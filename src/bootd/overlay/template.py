@@ -1,7 +1,8 @@
 """The language of overlay templates: sandboxed Jinja2, nothing undefined, nothing printed as None.
 
-Pure. Beside Jinja2's own statements there are two: ``{% file "PATH" %}…{% endfile %}`` puts what it
-encloses into a file of its own, and ``{% skip %}`` says that this template makes no file here.
+Pure. Beside Jinja2's own statements there are three: ``{% file "PATH" %}…{% endfile %}`` puts what
+it encloses into a file of its own, ``{% symlink "TARGET" %}`` makes this template a symlink (or,
+``{% symlink "PATH", "TARGET" %}``, another path), and ``{% skip %}`` ends it without a file.
 """
 
 from __future__ import annotations
@@ -9,19 +10,44 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import CodeType
+from types import CodeType, MappingProxyType
 from typing import Any, Final
 
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, meta, nodes
+from jinja2 import (
+    StrictUndefined,
+    Template,
+    TemplateSyntaxError,
+    Undefined,
+    UndefinedError,
+    meta,
+    nodes,
+)
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
 
-from bootd.overlay.filters import FILTERS
+from bootd.model import Condition
+from bootd.overlay.filters import FILTERS, TemplateValueError
 
 _SINK: Final = "bootd_files"
-"""The variable that carries a rendering's `Rendered` to the ``file`` statement."""
+"""The variable that carries a rendering's `Rendered` to the statements that make files."""
+
+VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "node": "the node: name, mac, ip, network, image, tags, resources, kernel_args, …",
+        "tags": "the node's tags: tags.rack",
+        "resources": "the node's resources",
+        "network": "the node's network devices by name: device, mac, ip, gateway, mtu, dns, …",
+        "image": "the active generation of the node's image: name, generation, kernel_version",
+        "nodes": "every node, in the order of the files",
+        "server": "bootd as this node reaches it: ip, http_port, base",
+        "overlay": "the name of the overlay that the template belongs to",
+    }
+)
+PER_NODE: Final = frozenset(("node", "tags", "resources", "network", "image"))
+"""A template that reads none of these is rendered once for all nodes."""
 
 
 class RenderError(Exception):
@@ -32,13 +58,21 @@ class RenderError(Exception):
         super().__init__(f"{source}:{line}: {f'node {node}: ' if node else ''}{reason}")
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One path that a template made: a file's bytes, or with `link` a symlink's target."""
+
+    content: bytes
+    mode: int | None = None
+    link: bool = False
+
+
 @dataclass(slots=True)
 class Rendered:
-    """What one template made: `content` for its own path (None: skipped), and files by path with
-    their permission bits (None: the template's own)."""
+    """What one template made: `own` for its own path (None: nothing), others by path."""
 
-    content: bytes | None = None
-    files: dict[str, tuple[bytes, int | None]] = field(default_factory=dict)
+    own: Made | None = None
+    others: dict[str, Made] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,42 +84,66 @@ class Compiled:
     names: frozenset[str]
 
 
-class _Skip(Exception):
-    """Ends a rendering that makes no file."""
+class _End(Exception):
+    """Ends a rendering: what it made is in its `Rendered`."""
 
 
 class _Statements(Extension):
-    """The two statements that Jinja2 does not have."""
+    """The statements that Jinja2 does not have."""
 
-    tags = {"file", "skip"}  # noqa: RUF012 - Jinja2 declares it as an instance attribute
+    tags = {"file", "skip", "symlink"}  # noqa: RUF012 - Jinja2 declares it as an instance attribute
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Turn ``file`` into a call with its body, ``skip`` into one without."""
+        """Turn a statement into a call of the method of its name; ``file`` hands over its body."""
         token = next(parser.stream)
-        if token.value == "skip":
-            call = self.call_method("_skip", lineno=token.lineno)
-            return nodes.ExprStmt(call, lineno=token.lineno)
-        arguments: list[nodes.Expr] = [nodes.ContextReference(), parser.parse_expression()]
-        if parser.stream.skip_if("comma"):
+        arguments: list[nodes.Expr] = [nodes.ContextReference()]
+        if token.value != "skip":
             arguments.append(parser.parse_expression())
+            if parser.stream.skip_if("comma"):
+                arguments.append(parser.parse_expression())
+        call = self.call_method(f"_{token.value}", arguments, lineno=token.lineno)
+        if token.value != "file":
+            return nodes.ExprStmt(call, lineno=token.lineno)
         body = parser.parse_statements(("name:endfile",), drop_needle=True)
-        call = self.call_method("_file", arguments, lineno=token.lineno)
         return nodes.CallBlock(call, [], [], body).set_lineno(token.lineno)
 
-    def _skip(self) -> None:
-        raise _Skip
+    def _skip(self, context: Context) -> None:
+        _rendered(context).own = None
+        raise _End
+
+    def _symlink(self, context: Context, first: object, second: object = None) -> None:
+        target = _text("symlink: the target", first if second is None else second)
+        made = Made(target.encode(), link=True)
+        if second is None:
+            _rendered(context).own = made
+            raise _End
+        _add(context, _text("symlink: the path", first), made)
 
     def _file(
         self, context: Context, path: object, mode: object = None, *, caller: Callable[[], str]
     ) -> str:
-        rendered = context[_SINK]
-        assert isinstance(rendered, Rendered)
-        if not isinstance(path, str):
-            raise TypeError(f"file: the path is of type {type(path).__name__}, not a text")
-        if path in rendered.files:
-            raise ValueError(f"file: {path!r} is written twice")
-        rendered.files[path] = (caller().encode(), _mode(mode))
+        text = _text("file: the path", path)
+        _add(context, text, Made(caller().encode(), _mode(mode)))
         return ""
+
+
+def _rendered(context: Context) -> Rendered:
+    rendered = context[_SINK]
+    assert isinstance(rendered, Rendered)
+    return rendered
+
+
+def _add(context: Context, path: str, made: Made) -> None:
+    others = _rendered(context).others
+    if path in others:
+        raise ValueError(f"{path!r} is written twice")
+    others[path] = made
+
+
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is of type {type(value).__name__}, not a text")
+    return value
 
 
 def _mode(value: object) -> int | None:
@@ -110,9 +168,9 @@ def _finalize(value: object) -> object:
     return value
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _environment(undefined: type[Undefined]) -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined,
+        undefined=undefined,
         finalize=_finalize,
         keep_trailing_newline=True,
         trim_blocks=True,
@@ -124,20 +182,23 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-_ENVIRONMENT: Final = _environment()
+_ENVIRONMENT: Final = _environment(StrictUndefined)
 
 
 @lru_cache(maxsize=4096)
 def compile_template(content: bytes, source: str) -> Compiled:
     """Compile a template in UTF-8, once per text and file. Raises `RenderError`."""
-    text = content.decode("utf-8")
+    return _compile(_ENVIRONMENT, content.decode("utf-8"), source)
+
+
+def _compile(environment: ImmutableSandboxedEnvironment, text: str, source: str) -> Compiled:
     try:
-        tree = _ENVIRONMENT.parse(text, filename=source)
+        tree = environment.parse(text, filename=source)
         names = frozenset(meta.find_undeclared_variables(tree))
-        code: CodeType = _ENVIRONMENT.compile(text, filename=source)
+        code: CodeType = environment.compile(text, filename=source)
     except TemplateSyntaxError as error:
         raise RenderError(source, error.lineno, error.message or "syntax error") from None
-    template = Template.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
+    template = Template.from_code(environment, code, environment.make_globals(None))
     return Compiled(template, source, names)
 
 
@@ -147,13 +208,49 @@ def render_template(compiled: Compiled, variables: Mapping[str, Any]) -> Rendere
     try:
         text = compiled.template.render({**variables, _SINK: rendered})
         # What stands between file statements is layout, not a file.
-        if not rendered.files or text.strip():
-            rendered.content = text.encode()
-    except _Skip:
+        if not rendered.others or text.strip():
+            rendered.own = Made(text.encode())
+    except _End:
         pass
     except Exception as error:  # a template can raise whatever its expressions do
         raise RenderError(compiled.source, _line(error, compiled), _reason(error)) from None
     return rendered
+
+
+class _Absent(Undefined):
+    """In a condition a tag that a node does not have is false and unlike anything; a name that
+    nothing has is still an error."""
+
+    def __new__(  # type: ignore[misc] # what is no tag is strict
+        cls, hint: str | None = None, obj: Any = missing, *more: Any, **named: Any
+    ) -> Undefined:
+        """A lenient value only where a key of a map is missing."""
+        if isinstance(obj, Mapping):
+            return super().__new__(cls)
+        return StrictUndefined(hint, obj, *more, **named)
+
+
+_CONDITIONS: Final = _environment(_Absent)
+
+
+@lru_cache(maxsize=1024)
+def compile_condition(condition: Condition) -> Compiled:
+    """Compile a condition, once. Raises `RenderError`, also for a variable that does not exist."""
+    # The line breaks bring the expression to the line where it is written, for messages.
+    text = "\n" * (condition.line - 1) + "{{ (" + condition.text + ") and 1 or 0 }}"
+    compiled = _compile(_CONDITIONS, text, condition.file)
+    for name in sorted(compiled.names - set(VARIABLES)):
+        known = ", ".join(VARIABLES)
+        raise RenderError(
+            condition.file, condition.line, f"{name!r} is undefined; there are {known}"
+        )
+    return compiled
+
+
+def fits(condition: Condition, variables: Mapping[str, Any]) -> bool:
+    """Whether a condition holds. Raises `RenderError`."""
+    made = render_template(compile_condition(condition), variables).own
+    return made is not None and made.content.strip() == b"1"
 
 
 def _line(error: Exception, compiled: Compiled) -> int:
@@ -168,6 +265,7 @@ def _line(error: Exception, compiled: Compiled) -> int:
 
 
 def _reason(error: Exception) -> str:
-    kind = type(error).__name__
     text = str(error).replace("\n", " ")[:300]
-    return text if kind in ("UndefinedError", "TemplateValueError") and text else f"{kind}: {text}"
+    if isinstance(error, UndefinedError | TemplateValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}"

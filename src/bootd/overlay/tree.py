@@ -1,7 +1,7 @@
-"""Overlay trees on the server, read whole and checked: site over distribution, file by file.
+"""Overlay trees, read whole and checked: site over distribution, file by file.
 
 ``OVERLAY/rootfs/**`` of the first folder that has a path wins; the distribution's stand below all
-of the site's. Nothing is followed: a symlink in a tree is a symlink on the node.
+of the site's. What the overlay.yaml files say holds for whichever file won, the site's word last.
 """
 
 from __future__ import annotations
@@ -11,25 +11,20 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from bootd.config.source import parse
 from bootd.model import ConfigError, Overlay, OverlayEntry, safe_name
+from bootd.overlay import paths, rules, scan
+from bootd.overlay.scan import Found, Layer
 
 MAX_OVERLAY: Final = 64 << 20
 """Bytes that one overlay may have: it is held in memory, and goes to every node."""
-MAX_ENTRIES: Final = 20_000
-"""Paths that one overlay may have."""
-MAX_DEPTH: Final = 64
 TEMPLATE_SUFFIX: Final = ".j2"
-_CLOCK_REALTIME_COARSE: Final = 5
-"""The clock of file times, which ticks every few milliseconds (linux/time.h; Python's time module
-does not name it)."""
-IGNORED: Final = frozenset((".gitkeep", ".gitignore"))
-"""Files that only keep a folder in version control."""
 
 SYSTEM_DIRECTORIES: Final[Mapping[str, int]] = MappingProxyType(
     dict.fromkeys(("boot", "etc", "home", "mnt", "opt", "run", "srv", "usr", "var"), 0o755)
@@ -39,58 +34,41 @@ SYSTEM_DIRECTORIES: Final[Mapping[str, int]] = MappingProxyType(
 )
 """Folders that every image has, with their modes. The kernel applies a directory's mode to one that
 is there already, and a checkout knows only its umask: without this an overlay with
-``rootfs/tmp/x`` would close /tmp."""
+``rootfs/tmp/x`` would close /tmp. overlay.yaml can still say otherwise."""
 
+_CLOCK_REALTIME_COARSE: Final = 5
+"""The clock of file times, which ticks every few milliseconds (linux/time.h; Python's time module
+does not name it)."""
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """One path below a rootfs: relative to it, on the server, and what lstat said."""
-
-    path: str
-    file: Path
-    stat: os.stat_result
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Equal as long as nobody wrote to it."""
-        s = self.stat
-        return (self.path, s.st_dev, s.st_ino, s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """One folder's part of an overlay."""
-
-    folder: Path
-    distribution: bool
-    found: tuple[_Found, ...]
+_Signature = tuple[object, ...]
 
 
 class OverlayTrees:
     """Reads overlay trees and keeps what has not changed on disk since the last reading."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, ...], tuple[tuple[object, ...], Overlay]] = {}
+        self._kept: dict[tuple[str, ...], tuple[_Signature, Overlay]] = {}
 
     def load(self, dirs: Sequence[str]) -> Mapping[str, Overlay]:
         """Every overlay of `dirs` (the site's, first wins) and of the distribution, by name.
 
         A folder of `dirs` that does not exist is empty. Raises `ConfigError` with all faults:
-        unreadable or special files, bad names, overlays over `MAX_OVERLAY` bytes.
+        unreadable or special files, bad names, paths that would break a node, overlays over
+        `MAX_OVERLAY` bytes, mistakes in overlay.yaml.
         """
         before = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
         faults: list[str] = []
-        kept: dict[tuple[str, ...], tuple[tuple[object, ...], Overlay]] = {}
+        kept: dict[tuple[str, ...], tuple[_Signature, Overlay]] = {}
         overlays: dict[str, Overlay] = {}
         for name, layers in _layers(dirs, faults).items():
             key = (name, *(str(layer.folder) for layer in layers))
-            signature = tuple(found.key for layer in layers for found in layer.found)
+            signature = tuple(found.key for layer in layers for found in layer.everything)
             old = self._kept.get(key)
             if old is not None and old[0] == signature:
                 kept[key], overlays[name] = old, old[1]
                 continue
             known = len(faults)
-            overlays[name] = _read_overlay(name, layers, faults)
+            overlays[name] = _Reading(name, layers, faults).overlay()
             if len(faults) == known and _settled(layers, before):
                 kept[key] = (signature, overlays[name])
         if faults:
@@ -112,15 +90,15 @@ def distribution() -> Path:
     return Path(str(resources.files("bootd"))) / "data" / "overlays"
 
 
-def _settled(layers: Sequence[_Layer], before: int) -> bool:
+def _settled(layers: Sequence[Layer], before: int) -> bool:
     """Whether any write after `before`, taken before the first lstat, must change a file's times:
     two writes in one tick of the clock do not (git calls such files racy)."""
-    return all(found.stat.st_ctime_ns < before for layer in layers for found in layer.found)
+    return all(found.stat.st_ctime_ns < before for layer in layers for found in layer.everything)
 
 
-def _layers(dirs: Sequence[str], faults: list[str]) -> dict[str, list[_Layer]]:
+def _layers(dirs: Sequence[str], faults: list[str]) -> dict[str, list[Layer]]:
     """Overlay names to their folders that have them, the first to win first."""
-    layers: dict[str, list[_Layer]] = {}
+    layers: dict[str, list[Layer]] = {}
     places = [(Path(folder), False) for folder in dirs] + [(distribution(), True)]
     for place, is_distribution in places:
         try:
@@ -135,11 +113,11 @@ def _layers(dirs: Sequence[str], faults: list[str]) -> dict[str, list[_Layer]]:
                 continue
             try:
                 name = safe_name(folder.name, "overlay")
-                found = tuple(_scan(folder / "rootfs"))
+                layer = scan.scan(folder, distribution=is_distribution)
             except (ValueError, OSError) as error:
                 faults.append(f"{folder}: {_sentence(error)}")
                 continue
-            layers.setdefault(name, []).append(_Layer(folder, is_distribution, found))
+            layers.setdefault(name, []).append(layer)
     return layers
 
 
@@ -149,53 +127,113 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
-def _scan(rootfs: Path) -> Iterator[_Found]:
-    """Everything below `rootfs`, folders before what is in them. Raises `OSError`, `ValueError`."""
-    count = 0
-    pending = [(rootfs, "", 0)]
-    while pending:
-        folder, prefix, depth = pending.pop()
-        if depth > MAX_DEPTH:
-            raise ValueError(f"{folder} is more than {MAX_DEPTH} folders deep")
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name in IGNORED:
-                    continue
-                count += 1
-                if count > MAX_ENTRIES:
-                    raise ValueError(f"has more than {MAX_ENTRIES} files; put them into the image")
-                if not entry.name.isprintable():
-                    raise ValueError(f"{entry.path!a} has a name with unprintable characters")
-                path = prefix + entry.name
-                yield _Found(path, folder / entry.name, entry.stat(follow_symlinks=False))
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append((folder / entry.name, f"{path}/", depth + 1))
+@dataclass(slots=True)
+class _Reading:
+    """One overlay being read; what is wrong goes to `faults`."""
 
+    name: str
+    layers: Sequence[Layer]
+    faults: list[str]
 
-def _read_overlay(name: str, layers: Sequence[_Layer], faults: list[str]) -> Overlay:
-    entries: dict[str, OverlayEntry] = {}
-    budget = MAX_OVERLAY
-    for layer in layers:
-        chosen = [
-            (path, found)
-            for path, found in _named(layer, faults)
-            if path not in entries and not _below_other(path, entries)
-        ]
-        size = sum(found.stat.st_size for _, found in chosen if stat.S_ISREG(found.stat.st_mode))
-        budget -= size
-        if budget < 0:
-            faults.append(
-                f"{layer.folder}: overlay {name} has more than {MAX_OVERLAY >> 20} MiB; "
-                "overlays are held in memory: put large files into the image"
+    def overlay(self) -> Overlay:
+        """The overlay of all layers."""
+        said = [(layer, self._rules(layer)) for layer in self.layers]
+        entries = self._entries(said)
+        for layer, spoken in reversed(said):
+            self._apply(layer, spoken, entries)
+        first_said = [spoken for _, spoken in said]
+        deleted = dict.fromkeys(path for spoken in first_said for path in spoken.delete)
+        for path in deleted:
+            if path in entries:
+                self.faults.append(
+                    f"{self.layers[0].folder}: {scan.RULES} deletes {path}, which the overlay has"
+                )
+        ordered = tuple(entries[path] for path in sorted(entries))
+        made = Overlay(
+            self.name,
+            ordered,
+            "",
+            delete=tuple(deleted),
+            when=next((s.when for s in first_said if s.when is not None), None),
+            description=next((s.description for s in first_said if s.description), ""),
+        )
+        return replace(made, digest=digest(made))
+
+    def _rules(self, layer: Layer) -> rules.Rules:
+        if layer.rules is None:
+            return rules.Rules()
+        try:
+            content = scan.read(layer.rules, follow=True)
+        except (OSError, ValueError) as error:
+            self.faults.append(f"{layer.rules.file}: {_reason(error)}")
+            return rules.Rules()
+        read, faults = rules.read(parse(content, str(layer.rules.file)))
+        self.faults += map(str, faults)
+        return read
+
+    def _entries(self, said: Sequence[tuple[Layer, rules.Rules]]) -> dict[str, OverlayEntry]:
+        """Every path by its name on the node, from the first layer that has it."""
+        entries: dict[str, OverlayEntry] = {}
+        budget = MAX_OVERLAY
+        for layer, spoken in said:
+            named = dict(self.named(layer))
+            declared = {entry.path: entry for entry in spoken.entries}
+            self.faults += [
+                f"{layer.folder / scan.RULES}: declares {path}, which {named[path].file} makes"
+                for path in declared
+                if path in named and declared[path].kind != "dir"
+            ]
+            chosen = {path: found for path, found in named.items() if not _hidden(path, entries)}
+            budget -= sum(
+                found.stat.st_size for found in chosen.values() if stat.S_ISREG(found.stat.st_mode)
             )
-            break
-        for path, found in chosen:
-            try:
-                entries[path] = _read_entry(path, found, layer.distribution)
-            except (OSError, ValueError) as error:
-                faults.append(f"{found.file}: {_reason(error)}")
-    ordered = tuple(entries[path] for path in sorted(entries))
-    return Overlay(name, ordered, _digest(ordered))
+            if budget < 0:
+                self.faults.append(
+                    f"{layer.folder}: overlay {self.name} has more than {MAX_OVERLAY >> 20} MiB; "
+                    "overlays are held in memory: put large files into the image"
+                )
+                break
+            made = {path: self._read(path, found, layer) for path, found in chosen.items()}
+            made |= {path: e for path, e in declared.items() if not _hidden(path, entries)}
+            entries |= {path: entry for path, entry in made.items() if entry is not None}
+        return entries
+
+    def named(self, layer: Layer) -> Iterator[tuple[str, Found]]:
+        """Each path with its name on the node: without ``.j2``, which two files may then share."""
+        seen: dict[str, Path] = {}
+        refused = ""
+        for found in sorted(layer.found, key=lambda found: found.path):
+            path = found.path
+            if refused and path.startswith(refused):
+                continue
+            if stat.S_ISREG(found.stat.st_mode) and path.endswith(TEMPLATE_SUFFIX):
+                path = path.removesuffix(TEMPLATE_SUFFIX)
+            if not path or path.endswith("/"):
+                self.faults.append(f"{found.file}: {TEMPLATE_SUFFIX} alone names no file")
+            elif (fault := paths.fault(path)) is not None:
+                self.faults.append(f"{found.file}: {fault}")
+                refused = f"{path}/"
+            elif path in seen:
+                self.faults.append(f"{found.file}: {seen[path]} makes the same file /{path}")
+            else:
+                seen[path] = found.file
+                yield path, found
+
+    def _read(self, path: str, found: Found, layer: Layer) -> OverlayEntry | None:
+        try:
+            return _read_entry(path, found, layer.distribution)
+        except (OSError, ValueError) as error:
+            self.faults.append(f"{found.file}: {_reason(error)}")
+            return None
+
+    def _apply(self, layer: Layer, spoken: rules.Rules, entries: dict[str, OverlayEntry]) -> None:
+        for rule in spoken.paths:
+            fitting = [path for path in entries if rule.matches(path)]
+            for path in fitting:
+                entries[path] = rule.attributes.applied(entries[path])
+            # The distribution's may speak of what the site has replaced.
+            if not fitting and not layer.distribution:
+                self.faults.append(str(rule.place))
 
 
 def _reason(error: Exception) -> str:
@@ -206,25 +244,10 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _named(layer: _Layer, faults: list[str]) -> Iterator[tuple[str, _Found]]:
-    """Each path with its name on the node: without ``.j2``, which two files may then share."""
-    seen: dict[str, Path] = {}
-    for found in sorted(layer.found, key=lambda found: found.path):
-        path = found.path
-        if stat.S_ISREG(found.stat.st_mode) and path.endswith(TEMPLATE_SUFFIX):
-            path = path.removesuffix(TEMPLATE_SUFFIX)
-            if not path or path.endswith("/"):
-                faults.append(f"{found.file}: {TEMPLATE_SUFFIX} alone names no file on the node")
-                continue
-        if path in seen:
-            faults.append(f"{found.file}: {seen[path]} makes the same file /{path} on the node")
-            continue
-        seen[path] = found.file
-        yield path, found
-
-
-def _below_other(path: str, entries: Mapping[str, OverlayEntry]) -> bool:
-    """Whether a folder that wins has a file or symlink where `path` needs a directory."""
+def _hidden(path: str, entries: Mapping[str, OverlayEntry]) -> bool:
+    """Whether a layer that wins has `path`, or a file or symlink where it needs a directory."""
+    if path in entries:
+        return True
     parent = path.rpartition("/")[0]
     while parent:
         known = entries.get(parent)
@@ -234,7 +257,7 @@ def _below_other(path: str, entries: Mapping[str, OverlayEntry]) -> bool:
     return False
 
 
-def _read_entry(path: str, found: _Found, is_distribution: bool) -> OverlayEntry:
+def _read_entry(path: str, found: Found, is_distribution: bool) -> OverlayEntry:
     mode = stat.S_IMODE(found.stat.st_mode)
     source = str(found.file)
     if stat.S_ISDIR(found.stat.st_mode):
@@ -244,8 +267,8 @@ def _read_entry(path: str, found: _Found, is_distribution: bool) -> OverlayEntry
         target = os.fsencode(found.file.readlink())
         return OverlayEntry(path, "symlink", 0o777, target, source=source)
     if not stat.S_ISREG(found.stat.st_mode):
-        raise ValueError("is neither file, folder nor symlink; declare devices in overlay.yaml")
-    content = _read_file(found)
+        raise ValueError(f"is neither file, folder nor symlink; declare devices in {scan.RULES}")
+    content = scan.read(found)
     if is_distribution:
         # How it was installed (umask, version control) is not how it stands on the node.
         mode = 0o755 if mode & 0o111 else 0o644
@@ -258,24 +281,39 @@ def _read_entry(path: str, found: _Found, is_distribution: bool) -> OverlayEntry
     return OverlayEntry(path, "template", mode, content, source=source)
 
 
-def _read_file(found: _Found) -> bytes:
-    """A file's bytes; never waits for a FIFO that took the file's place, never follows a link."""
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(found.file, flags), "rb") as file:
-        now = os.fstat(file.fileno())
-        if not stat.S_ISREG(now.st_mode):
-            raise ValueError("is no longer a regular file")
-        content = file.read(found.stat.st_size + 1)
-    if len(content) != found.stat.st_size:
-        raise ValueError("changed while it was read; reload again")
-    return content
-
-
-def _digest(entries: Sequence[OverlayEntry]) -> str:
+def digest(overlay: Overlay) -> str:
     """SHA-256 over everything that reaches a node, in hex."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        head = f"{entry.path}\0{entry.kind}\0{entry.mode:o}\0{entry.uid}\0{entry.gid}\0"
-        digest.update(f"{head}{len(entry.content)}\0".encode("utf-8", "surrogateescape"))
-        digest.update(entry.content)
-    return digest.hexdigest()
+    made = hashlib.sha256(repr((overlay.name, overlay.when, overlay.delete)).encode())
+    for entry in overlay.entries:
+        head = (entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.when, entry.rdev)
+        made.update(f"{head!r}{len(entry.content)}\0".encode("utf-8", "surrogateescape"))
+        made.update(entry.content)
+    return made.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A path of an overlay whose file `hides` another: paths on the server."""
+
+    overlay: str
+    path: str
+    file: Path
+    hides: Path
+
+
+def shadows(dirs: Sequence[str]) -> list[Shadow]:
+    """Which files of the site stand in front of which, for people: what no longer follows an
+    upgrade of the distribution. Folders are not told; raises `ConfigError`."""
+    faults: list[str] = []
+    found: list[Shadow] = []
+    for name, layers in _layers(dirs, faults).items():
+        reading = _Reading(name, layers, faults)
+        winners: dict[str, Found] = {}
+        for layer in layers:
+            for path, one in reading.named(layer):
+                winner = winners.setdefault(path, one)
+                if winner is not one and not stat.S_ISDIR(one.stat.st_mode):
+                    found.append(Shadow(name, path, winner.file, one.file))
+    if faults:
+        raise ConfigError(faults)
+    return found
