@@ -32,10 +32,10 @@ def failures(request: pytest.FixtureRequest) -> Path:
 async def until_up(machine: Machine, node: str) -> IPv4Address:
     """Wait until the node's init has read its overlay and reported up; the address it has."""
     words = await machine.wait_for(
-        rf"^bootd-demo: (I am {node} \(image demo\), address \S+|failed: .*)", KERNEL
+        rf"^bootd-demo: (I am {node} \(image demo\), address [\d.]+(?=,)|failed: .*\n)", KERNEL
     )
     assert "failed" not in words, words
-    end = await machine.wait_for(rf"^bootd-demo: ({node} is up|failed: .*)", KERNEL)
+    end = await machine.wait_for(rf"^bootd-demo: ({node} is up|failed: .*\n)", KERNEL)
     assert "failed" not in end, end
     return IPv4Address(words.rpartition(" ")[2])
 

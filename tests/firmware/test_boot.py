@@ -156,6 +156,7 @@ async def typed(machine: Machine, command: str) -> str:
     """Type a command at the node's shell; what it prints."""
     machine.type(f"{command}; echo done-$?\n")
     printed = await machine.wait_for(r"(?s).*?^done-\d+$", SCRIPT)
+    await machine.wait_for(r"^/ # ", SCRIPT)
     *lines, last = printed.splitlines()
     assert last == "done-0", printed
     return "\n".join(lines[1:])

@@ -148,9 +148,9 @@ async def _boot(lab: Lab, screen: Screen, firmware: Firmware, demo_image: image.
     screen.power_on()
     power_on = time.time()  # noqa: TID251 -- bootd's timeline, which it is set against, is in it
     machine = await lab.power_on("machine", MAC, firmware)
-    end = await machine.wait_for(rf"^bootd-demo: ({NODE} is up|failed: ).*$", within=WAIT)
+    end = await machine.wait_for(rf"^bootd-demo: ({NODE} is up|failed: ).*\n", within=WAIT)
     if "failed" in end:
-        raise LabError(f"the node's init gave up: {end}")
+        raise LabError(f"the node's init gave up: {end.strip()}")
     answer = await lab.server.ask("timeline", NODE)
     boot = answer["boots"][-1]
     if boot["outcome"] != "up":

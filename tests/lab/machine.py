@@ -149,6 +149,7 @@ class Machine:
     async def wait_for(self, pattern: str, within: float) -> str:
         """Wait for `pattern` on the console, behind the last one found; the text that matched.
 
+        Text arrives in pieces: a pattern that reads a value goes on to what stands behind it.
         `LabError` after `within` seconds, or when the machine goes off, with the last lines.
         """
         return (await self.console.wait_for(pattern, within)).group()

@@ -163,6 +163,7 @@ class Program(asyncio.SubprocessProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         assert self._transport is not None
         self.returncode = self._transport.get_returncode()
+        self._transport.close()
         self._log.close()
         self._ended.set()
         if self._when_ended is not None:
