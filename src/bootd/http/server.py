@@ -199,7 +199,9 @@ class HttpServer:
 def _ends(connection: Connection, request: web.BaseRequest) -> bool:
     """Whether this is the last answer on its connection: the client has closed its side behind it,
     or wants another protocol, which it does not get."""
-    return (connection.ended and not connection.queued) or "Upgrade" in request.headers
+    if request.method == "CONNECT" or "Upgrade" in request.headers:
+        return True
+    return connection.ended and not connection.queued
 
 
 def _refuse_malformed(request: web.BaseRequest) -> None:
@@ -208,6 +210,8 @@ def _refuse_malformed(request: web.BaseRequest) -> None:
     headers = request.headers
     if "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0":
         raise Refusal(413, "body", "a request has no body here")
+    if request.version < (1, 0):
+        raise Refusal(400, "malformed", "only HTTP/1.1 and HTTP/1.0 here")
     if request.version >= (1, 1) and len(headers.getall("Host", ())) != 1:
         raise Refusal(400, "malformed", "the request has no Host, or more than one")
 

@@ -1,0 +1,439 @@
+"""What hostile or broken clients do to a connection, and that others do not notice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import socket
+import struct
+from collections.abc import AsyncIterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from bootd.http import protocol
+from tests.http_site import KERNEL, LOADER, Service, read_reply, serving, until
+
+LOOPS = ("uvloop", "asyncio")
+KERNEL_PATH = "/kernel/52-54-00-12-34-56"
+GOOD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with serving(tmp_path) as running:
+        yield running
+
+
+async def everything(service: Service, *parts: bytes) -> bytes:
+    """All that the server says to these bytes until it closes."""
+    reader, writer = await service.connect()
+    try:
+        for part in parts:
+            writer.write(part)
+            with contextlib.suppress(ConnectionError):
+                await writer.drain()
+        said = b""
+        with contextlib.suppress(ConnectionError):
+            while chunk := await asyncio.wait_for(reader.read(65536), 10):
+                said += chunk
+        return said
+    finally:
+        writer.close()
+
+
+def statuses(said: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/\d\.\d (\d{3}) ", said)]
+
+
+async def test_the_service_goes_on(service: Service) -> None:
+    assert (await service.get("/healthz")).body == b"ok\n"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET\r\n\r\n",
+        b"GET /healthz\r\n\r\n",
+        b"GET /healthz HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"G\x00T /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost : x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nA: b\x00c\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"PROXY TCP4 10.0.0.9 10.0.0.1 1 2\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\r\n\r\r\n\n\x01\x02\x03\xff",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_gets_a_400_and_a_closed_connection(
+    service: Service, request_bytes: bytes
+) -> None:
+    with capture_logs() as lines:
+        said = await everything(service, request_bytes)
+
+    assert statuses(said) == [400]
+    assert not [line for line in lines if line["log_level"] in ("error", "critical")]
+
+
+@pytest.mark.parametrize(
+    "smuggling",
+    [
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(GOOD) + GOOD,
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(GOOD) + GOOD,
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + GOOD,
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"0\r\n\r\n" + GOOD,
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 37\r\n\r\n" + GOOD,
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n"
+        + GOOD,
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:\x0bchunked\r\n\r\n" + GOOD,
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\n" + GOOD,
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0x5\r\n\r\n" + GOOD,
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1_0\r\n\r\n" + GOOD,
+        b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2;x\nab\r\n0\r\n\r\n"
+        + GOOD,
+    ],
+)
+async def test_a_request_inside_a_body_is_never_answered(
+    service: Service, smuggling: bytes
+) -> None:
+    said = await everything(service, smuggling)
+
+    assert len(statuses(said)) == 1
+    assert 400 <= statuses(said)[0] < 500
+    assert b"ok\n" not in said
+
+
+async def test_a_body_is_refused_not_read(service: Service) -> None:
+    reader, writer = await service.connect()
+    writer.write(
+        b"POST /b/x/up HTTP/1.1\r\nHost: x\r\nContent-Length: 67108864\r\n"
+        b"Expect: 100-continue\r\nContent-Encoding: gzip\r\n\r\n"
+    )
+
+    reply = await read_reply(reader)
+
+    assert (reply.status, reply.line) == (413, "a request has no body here")
+    assert reply.headers["Connection"] == "close"
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+async def test_an_empty_body_is_none(service: Service) -> None:
+    service.discover()
+    token = await service.token()
+
+    reply = await service.get(f"/b/{token}/up", method="POST", headers={"Content-Length": "0"})
+
+    assert reply.status == 200
+
+
+async def test_header_bombs_are_cut(service: Service) -> None:
+    line = b"X-%d: " + b"a" * 4000 + b"\r\n"
+    many = b"".join(b"X-%d: a\r\n" % number for number in range(200))
+    start = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+
+    too_many = await everything(service, start + many + b"\r\n")
+    too_long = await everything(service, start + b"X: " + b"a" * 9000 + b"\r\n\r\n")
+    too_large = await everything(service, start, *(line % n for n in range(60)))
+    long_target = await everything(service, b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n")
+
+    assert statuses(too_many) == [400]
+    assert statuses(too_long) == [400]
+    assert statuses(too_large) in ([431], [])  # its sender may see the reset before the answer
+    assert statuses(long_target) == [400]
+
+
+async def test_a_header_that_never_ends_is_cut_at_its_deadline(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEADER_DEADLINE", 0.2)
+    reader, writer = await service.connect()
+
+    async def drip() -> None:
+        with contextlib.suppress(ConnectionError):
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+            while True:
+                writer.write(b"X: y\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+    async with asyncio.TaskGroup() as group:
+        dripping = group.create_task(drip())
+        reply = await read_reply(reader)
+        dripping.cancel()
+
+    assert (reply.status, reply.line) == (408, "the header took too long")
+    writer.close()
+
+
+async def test_silence_is_cut_at_the_deadline(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEADER_DEADLINE", 0.1)
+    reader, writer = await service.connect()
+
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+async def test_a_second_header_has_its_deadline_too(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = await service.connect()
+    writer.write(GOOD)
+    assert (await read_reply(reader)).status == 200
+    monkeypatch.setattr(protocol, "HEADER_DEADLINE", 0.1)
+
+    writer.write(b"GET /healthz HTTP/1.1\r\nHo")
+
+    assert (await read_reply(reader)).status == 408
+    writer.close()
+
+
+async def test_the_deadline_is_for_headers_not_for_slow_downloads(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEADER_DEADLINE", 0.1)
+    large_kernel(service, 8 << 20)
+    reader, writer = await service.connect()
+    writer.write(f"GET {KERNEL_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    await asyncio.sleep(0.3)  # longer than the deadline, while the body waits for us
+
+    assert len(await reader.readexactly(8 << 20)) == 8 << 20
+    writer.close()
+
+
+@cache
+def expected(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+def large_kernel(service: Service, size: int) -> Path:
+    """Make the kernel larger than any socket's buffers."""
+    kernel = service.registry.images["debian"].artefacts["kernel"]
+    path = Path(kernel.path)
+    path.write_bytes(expected(size))
+    object.__setattr__(kernel, "size", size)
+    return path
+
+
+async def begin_download(
+    service: Service,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int]:
+    """A download that has begun and then stops reading; returns its promised length."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", service.server.port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=65536)
+    writer.write(f"GET {KERNEL_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode() + GOOD)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
+    return reader, writer, length
+
+
+async def test_a_file_that_is_replaced_or_deleted_is_sent_as_it_was(service: Service) -> None:
+    size = 32 << 20
+    path = large_kernel(service, size)
+    reader, writer, length = await begin_download(service)
+
+    new = path.with_suffix(".new")
+    new.write_bytes(b"new" * 1000)
+    new.rename(path)
+    path.unlink()
+
+    assert length == size
+    assert await reader.readexactly(size) == expected(size)
+    assert (await read_reply(reader)).body == b"ok\n"
+    writer.close()
+
+
+async def test_a_file_that_is_truncated_ends_the_connection_and_nothing_else_follows(
+    service: Service,
+) -> None:
+    size = 32 << 20
+    path = large_kernel(service, size)
+    reader, writer, length = await begin_download(service)
+
+    os.truncate(path, 1 << 20)
+
+    got = b""
+    with contextlib.suppress(ConnectionError):
+        while chunk := await asyncio.wait_for(reader.read(1 << 20), 10):
+            got += chunk
+    assert len(got) < length
+    assert expected(size).startswith(got)
+    assert b"ok\n" not in got[-10:]
+    assert (await service.get("/healthz")).status == 200
+    writer.close()
+
+
+async def test_a_reader_that_takes_nothing_is_let_go(service: Service) -> None:
+    service.server._sender.stall = 0.2
+    large_kernel(service, 32 << 20)
+    reader, writer, length = await begin_download(service)
+    await asyncio.sleep(0)
+
+    await until(lambda: service.server._sender.active == 0)
+
+    with contextlib.suppress(ConnectionError):
+        assert len(await reader.read(length)) < length
+    writer.close()
+
+
+async def test_a_slow_reader_that_goes_on_is_never_cut(service: Service) -> None:
+    service.server._sender.stall = 0.5
+    size = 4 << 20
+    large_kernel(service, size)
+    reader, writer, _ = await begin_download(service)
+
+    got = b""
+    while len(got) < size:
+        got += await reader.readexactly(min(256 << 10, size - len(got)))
+        await asyncio.sleep(0.06)  # in all twice the stall time
+
+    assert got == expected(size)
+    writer.close()
+
+
+async def test_resets_in_the_middle_of_downloads_are_ordinary(service: Service) -> None:
+    large_kernel(service, 16 << 20)
+    rng = random.Random(1)
+    with capture_logs() as lines:
+        for _ in range(20):
+            _, writer, _ = await begin_download(service)
+            sock = writer.get_extra_info("socket")
+            if rng.random() < 0.5:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        await until(lambda: service.server._sender.active == 0)
+
+    assert not [line for line in lines if line["log_level"] in ("error", "critical")]
+    assert (await service.get("/healthz")).status == 200
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_descriptors_come_back(service: Service) -> None:
+    large_kernel(service, 16 << 20)
+    before = descriptors()
+    for _ in range(10):
+        _, writer, _ = await begin_download(service)
+        writer.transport.abort()
+
+    await until(lambda: descriptors() <= before)
+
+
+async def test_at_the_cap_the_longest_idle_connection_gives_way(service: Service) -> None:
+    service.server._connections.limit = 3
+    idle = [await service.connect() for _ in range(3)]
+    for reader, writer in idle:
+        writer.write(GOOD)
+        await read_reply(reader)
+
+    assert (await service.get("/healthz")).status == 200
+
+    assert await asyncio.wait_for(idle[0][0].read(), 5) == b""
+    idle[2][1].write(GOOD)
+    assert (await read_reply(idle[2][0])).status == 200
+    for _, writer in idle:
+        writer.close()
+
+
+async def test_at_the_cap_with_all_at_work_one_more_is_told_so(service: Service) -> None:
+    service.server._connections.limit = 2
+    large_kernel(service, 32 << 20)
+    busy = [await begin_download(service) for _ in range(2)]
+
+    reply = await service.get("/healthz")
+
+    assert (reply.status, reply.line) == (503, "too many connections")
+    for _, writer, _ in busy:
+        writer.close()
+
+
+async def test_two_hundred_stalled_downloads_leave_the_service_to_others(
+    service: Service,
+) -> None:
+    large_kernel(service, 16 << 20)
+    stalled = [await begin_download(service) for _ in range(200)]
+
+    for _ in range(20):
+        assert (await service.get("/boot/snponly.efi")).body == LOADER
+
+    for _, writer, _ in stalled:
+        writer.transport.abort()
+
+
+async def test_a_thousand_pipelined_requests_are_answered_in_order(service: Service) -> None:
+    reader, writer = await service.connect()
+    requests = [GOOD, f"GET {KERNEL_PATH} HTTP/1.1\r\nHost: x\r\nRange: bytes=0-9\r\n\r\n".encode()]
+
+    async def ask() -> None:
+        for number in range(1000):
+            writer.write(requests[number % 2])
+            await writer.drain()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ask())
+        for number in range(1000):
+            assert (await read_reply(reader)).body == (KERNEL[:10] if number % 2 else b"ok\n")
+    writer.close()
+
+
+async def test_an_upgrade_is_declined_and_the_connection_closed(service: Service) -> None:
+    said = await everything(
+        service,
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+    )
+
+    assert statuses(said) == [200]
+    assert said.endswith(b"ok\n")
+
+
+async def test_connect_is_no_proxy(service: Service) -> None:
+    said = await everything(service, b"CONNECT evil:80 HTTP/1.1\r\nHost: evil:80\r\n\r\n")
+
+    assert statuses(said) in ([400], [405])
+
+
+async def test_stop_lets_a_download_end(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        size = 16 << 20
+        large_kernel(service, size)
+        reader, writer, _ = await begin_download(service)
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(service.server.stop(loop.time() + 20))
+            assert await reader.readexactly(size) == expected(size)
+        writer.close()
+
+
+async def test_stop_does_not_wait_for_a_stalled_download(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        large_kernel(service, 16 << 20)
+        _, writer, _ = await begin_download(service)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+
+        await service.server.stop(began + 0.3)
+
+        assert loop.time() - began < 5
+        writer.close()

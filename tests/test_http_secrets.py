@@ -1,0 +1,339 @@
+"""Who gets a node's secrets: each way that an attacker may try, by its name."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from bootd.boots.tokens import Claims, mint
+from tests.http_site import (
+    HERE,
+    HOUR,
+    KERNEL,
+    KEY,
+    MAC,
+    OTHER,
+    SECRET,
+    STRANGER,
+    WALL,
+    Reply,
+    Service,
+    serving,
+)
+
+LOOPS = ("uvloop",)
+SCRIPT = "/ipxe/52-54-00-12-34-56"
+ELSEWHERE = "127.0.0.2"
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with serving(tmp_path) as running:
+        yield running
+
+
+def assert_denied(reply: Reply, sentence: str) -> None:
+    assert reply.status == 403
+    assert sentence in reply.line
+    assert SECRET not in reply.body
+
+
+async def test_no_dhcp_packet_no_token(service: Service) -> None:
+    text = (await service.get(SCRIPT)).text
+
+    assert "/b/" not in text
+    assert "no DHCP packet of this machine has been seen" in text
+
+
+async def test_another_nodes_mac_gives_no_token(service: Service) -> None:
+    """A node asks for its neighbour's script while the neighbour boots."""
+    service.discover(MAC, address=IPv4Address("127.0.0.9"))
+
+    text = (await service.get(SCRIPT)).text
+
+    assert "/b/" not in text
+    assert "an address that is not this machine's" in text
+
+
+async def test_another_nodes_mac_gives_no_token_whatever_dhcp_said(service: Service) -> None:
+    """The link is believed: whoever has the address now has another card."""
+    service.discover(MAC, address=HERE)
+    service.link.known[HERE] = OTHER
+
+    assert "/b/" not in (await service.get(SCRIPT)).text
+
+
+async def test_the_link_vouches_where_dhcp_named_no_address(service: Service) -> None:
+    service.discover(MAC, address=None)
+    assert "/b/" not in (await service.get(SCRIPT)).text
+
+    service.link.known[HERE] = MAC
+
+    assert "/b/" in (await service.get(SCRIPT)).text
+
+
+async def test_no_token(service: Service) -> None:
+    service.discover()
+
+    for path in ("/b//system", "/b/system", "/system", "/system/52-54-00-12-34-56"):
+        reply = await service.get(path)
+        assert reply.status in (400, 403, 404)
+        assert SECRET not in reply.body
+
+
+async def test_another_nodes_token(service: Service) -> None:
+    """It opens that node's boot from that node's address, and nothing else."""
+    service.discover(OTHER, address=IPv4Address(ELSEWHERE))
+    reply = await service.get("/ipxe/52-54-00-12-34-57", source=ELSEWHERE)
+    token = reply.text.split("/b/")[1].split("/")[0]
+
+    assert_denied(await service.get(f"/b/{token}/system"), "not this machine's")
+    own = await service.get(f"/b/{token}/system", source=ELSEWHERE)
+    assert SECRET + b"n002" in own.body
+    assert SECRET + b"n001" not in own.body
+
+
+async def test_from_another_address(service: Service) -> None:
+    service.discover()
+    token = await service.token()
+
+    for part in ("system", "kernel", "up", "fail"):
+        assert_denied(
+            await service.get(f"/b/{token}/{part}", source=ELSEWHERE), "not this machine's"
+        )
+
+
+async def test_forwarding_headers_change_nothing(service: Service) -> None:
+    service.discover()
+    token = await service.token()
+
+    for header in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Client-IP"):
+        value = "for=127.0.0.1" if header == "Forwarded" else "127.0.0.1"
+        reply = await service.get(f"/b/{token}/system", source=ELSEWHERE, headers={header: value})
+        assert_denied(reply, "not this machine's")
+
+
+async def test_the_operating_systems_address_may_differ_where_the_link_knows_the_card(
+    service: Service,
+) -> None:
+    service.discover()
+    token = await service.token()
+    service.link.known[IPv4Address(ELSEWHERE)] = MAC
+
+    assert (await service.get(f"/b/{token}/up", source=ELSEWHERE)).status == 200
+
+
+async def test_replay_after_up(service: Service) -> None:
+    service.discover()
+    token = await service.token()
+    await service.get(f"/b/{token}/up")
+
+    for part in ("system", "kernel", "up", "fail"):
+        assert_denied(await service.get(f"/b/{token}/{part}"), "has reported that it is up")
+
+
+async def test_an_unprivileged_user_on_the_node_itself_gets_nothing(service: Service) -> None:
+    """After up: same address, same card, and the MAC address is known; but the window is closed,
+    and only a DHCP packet from a privileged port opens it."""
+    service.discover()
+    service.link.known[HERE] = MAC
+    token = await service.token()
+    await service.get(f"/b/{token}/up")
+
+    text = (await service.get(SCRIPT)).text
+
+    assert "/b/" not in text
+    assert "the node has reported that it is up" in text
+
+
+async def test_a_token_ends_when_the_node_boots_again(service: Service) -> None:
+    service.discover()
+    token = await service.token()
+    service.discover()
+
+    assert_denied(await service.get(f"/b/{token}/system"), "booted again since")
+
+
+async def test_expired(service: Service) -> None:
+    boot = service.discover()
+    claims = Claims(MAC, boot.id, HERE, int(WALL - 1))
+
+    assert_denied(await service.get(f"/b/{mint(KEY, claims)}/system"), "has expired")
+
+
+async def test_a_token_dies_with_its_window_although_its_date_is_good(service: Service) -> None:
+    boot = service.discover()
+    token = await service.token()
+    boot.window = 0
+
+    assert_denied(await service.get(f"/b/{token}/system"), "window is closed")
+
+
+async def test_forged(service: Service) -> None:
+    boot = service.discover()
+    claims = Claims(MAC, boot.id, HERE, int(WALL + HOUR))
+
+    assert_denied(await service.get(f"/b/{mint(bytes(32), claims)}/system"), "not signed here")
+    assert_denied(await service.get(f"/b/{'A' * 52}/system"), "not signed here")
+    assert_denied(await service.get("/b/guess/system"), "this is no token")
+
+
+async def test_guessing_does_not_lock_the_honest_node_out(service: Service) -> None:
+    service.discover()
+    token = await service.token()
+    for number in range(200):
+        raw = base64.urlsafe_b64encode(number.to_bytes(39, "big")).decode()
+        assert (await service.get(f"/b/{raw}/system")).status == 403
+
+    assert (await service.get(f"/b/{token}/system")).status == 200
+
+
+async def test_a_node_that_was_taken_out_of_the_files_gets_nothing(service: Service) -> None:
+    service.discover()
+    token = await service.token()
+    service.change("n001", mac=STRANGER)
+
+    assert_denied(await service.get(f"/b/{token}/system"), "no node has this MAC address")
+
+
+async def test_head_range_and_conditions_are_denied_as_get_is(service: Service) -> None:
+    service.discover()
+    token = await service.token()
+    await service.get(f"/b/{token}/up")
+    path = f"/b/{token}/system"
+
+    assert (await service.get(path, method="HEAD")).status == 403
+    for headers in ({"Range": "bytes=0-9"}, {"If-None-Match": "*"}, {"If-Match": "*"}):
+        assert (await service.get(path, headers=headers)).status == 403
+    override = {"X-HTTP-Method-Override": "GET", "X-Original-URL": "/healthz"}
+    assert (await service.get(path, headers=override)).status == 403
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//b//{}//system", "/b/{}/./system", "/%62/{}/%73ystem", "/b/{}/system?x=/healthz",
+     "/b/{}/system/", "/b%2f{}%2fsystem", "/healthz/../b/{}/system", "/b/{};x/system",
+     "/B/{}/system", "/b/{}/SYSTEM", "/b/{}/system%20", "/boot/b/{}/system"],
+)  # fmt: skip
+async def test_no_spelling_of_the_path_opens_what_is_closed(service: Service, path: str) -> None:
+    service.discover()
+    token = await service.token()
+    await service.get(f"/b/{token}/up")
+
+    reply = await service.get(path.format(token))
+
+    assert reply.status in (400, 403, 404)
+    assert SECRET not in reply.body
+
+
+async def test_secrets_may_not_be_stored_by_caches(service: Service) -> None:
+    service.discover()
+    token = await service.token()
+
+    assert (await service.get(SCRIPT)).headers["Cache-Control"] == "no-store"
+    assert (await service.get(f"/b/{token}/system")).headers["Cache-Control"] == "no-store"
+
+
+async def test_everything_that_may_be_read_without_a_token_is_on_this_list(
+    service: Service,
+) -> None:
+    """Every route, unauthenticated, while a node boots: nothing secret comes."""
+    service.discover(MAC, address=IPv4Address(ELSEWHERE))
+    digest = service.registry.images["debian"].artefacts["kernel"].sha256
+    mac = "52-54-00-12-34-56"
+    public = {
+        "/healthz": 200,
+        f"/ipxe/{mac}": 200,
+        f"/kernel/{mac}": 200,
+        f"/initramfs/{mac}": 200,
+        f"/blob/sha256/{digest}": 200,
+        "/boot/snponly.efi": 200,
+        f"/{mac}/snponly.efi": 200,
+        f"/{mac}/autoexec.ipxe": 200,
+        "/autoexec.ipxe": 200,
+    }
+    closed = [f"/{part}/{mac}" for part in ("image", "squashfs", "system", "runtime", "provision")]
+    closed += ["/files/etc/key", "/overlays/keys/etc/key", "/keys", "/nodes.yaml", "/bootd.yaml"]
+    closed += [f"/b/{'A' * 52}/{part}" for part in ("kernel", "system", "runtime", "up", "fail")]
+
+    for path, status in public.items():
+        reply = await service.get(path)
+        assert reply.status == status, path
+        assert SECRET not in reply.body
+        assert b"/b/" not in reply.body
+    for path in closed:
+        reply = await service.get(path)
+        assert reply.status in (403, 404), path
+        assert SECRET not in reply.body
+
+
+async def test_a_secret_image_is_for_booting_nodes_only(service: Service) -> None:
+    from dataclasses import replace
+
+    image = replace(service.registry.images["debian"], secret=True)
+    service.current.swap(replace(service.registry, images={"debian": image}))
+    digest = image.artefacts["kernel"].sha256
+
+    assert (await service.get("/kernel/52-54-00-12-34-56")).status == 403
+    assert (await service.get(f"/blob/sha256/{digest}")).status == 404
+    service.discover()
+    assert (await service.get(f"/b/{await service.token()}/kernel")).body == KERNEL
+
+
+async def test_a_restarted_daemon_accepts_the_token_of_a_boot_it_did_not_see(
+    service: Service,
+) -> None:
+    token = mint(KEY, Claims(MAC, "00000000000000ff", HERE, int(WALL + HOUR)))
+
+    assert SECRET in (await service.get(f"/b/{token}/system")).body
+
+    boot = service.boots.of(MAC)
+    assert boot is not None
+    assert (boot.id, boot.node) == ("00000000000000ff", "n001")
+
+
+async def test_neither_tokens_nor_queries_are_logged(service: Service) -> None:
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        service.discover()
+        token = await service.token()
+        await service.get(f"/b/{token}/system?assetkey=hush")
+        await service.get(f"/b/{token}/kernel")
+        await service.get(f"/b/{token}/nothing")
+        await service.get(f"/b/{token}/up")
+        await service.get(f"/b/{token}/system")
+
+    text = repr(lines)
+    assert len(lines) >= 6
+    assert token not in text
+    assert "hush" not in text
+
+
+async def test_a_refusal_is_logged_with_its_reason_and_the_service_goes_on(
+    service: Service,
+) -> None:
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        await service.get(f"/b/{'A' * 52}/system")
+
+    (line,) = [line for line in lines if line["event"] == "http.refused"]
+    assert (line["outcome"], line["route"], line["peer"]) == ("forged", "system", "127.0.0.1")
+    assert (await service.get("/healthz")).status == 200
+
+
+async def test_a_flood_of_refusals_does_not_flood_the_log(service: Service) -> None:
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        began = time.monotonic()
+        for _ in range(100):
+            await service.get("/ipxe/zz")
+        seconds = time.monotonic() - began
+
+    assert len(lines) <= 21 * (1 + seconds // 10)
