@@ -98,26 +98,27 @@ class Console:
         if self._listen is not None:
             self._listen(line)
 
-    async def wait_for(self, pattern: str, within: float) -> re.Match[str]:
+    async def wait_for(self, pattern: str, within: float, what: str = "") -> re.Match[str]:
         """Wait until `pattern` (multi-line) stands behind the last match; `LabError` after
-        `within` seconds or when the machine goes off, with the console's last lines."""
+        `within` seconds or when the machine goes off, with the console's last lines. `what` says
+        in words what is waited for."""
         expression = re.compile(pattern, re.MULTILINE)
         try:
             async with asyncio.timeout(within):
                 while (match := expression.search(self.text, self._cursor)) is None:
                     if self._over:
-                        raise self._missed(pattern, self._over)
+                        raise self._missed(what or repr(pattern), self._over)
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise self._missed(pattern, f"{within:.0f} s passed") from None
+            raise self._missed(what or repr(pattern), f"{within:.0f} s passed") from None
         self._cursor = match.end()
         return match
 
-    def _missed(self, pattern: str, why: str) -> LabError:
+    def _missed(self, what: str, why: str) -> LabError:
         tail = [f"  {line.at:6.1f}  {line.text}" for line in self.lines[-SHOWN:]]
         return LabError(
-            f"{self.name}: {why} before {pattern!r} was seen on its console",
+            f"{self.name}: {why} before its console showed {what}",
             "\n".join([*tail, f"          {self._line}"]),
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
@@ -23,6 +22,7 @@ from tests.lab import image
 from tests.lab.console import Line
 from tests.lab.lab import CAPTURE, Lab
 from tests.lab.machine import Firmware
+from tests.lab.netns import require_root
 from tests.lab.run import LabError
 from tests.lab.server import Event
 
@@ -148,7 +148,9 @@ async def _boot(lab: Lab, screen: Screen, firmware: Firmware, demo_image: image.
     screen.power_on()
     power_on = time.time()  # noqa: TID251 -- bootd's timeline, which it is set against, is in it
     machine = await lab.power_on("machine", MAC, firmware)
-    end = await machine.wait_for(rf"^bootd-demo: ({NODE} is up|failed: ).*\n", within=WAIT)
+    end = await machine.wait_for(
+        rf"^bootd-demo: ({NODE} is up|failed: ).*\n", within=WAIT, what=f"that {NODE} is up"
+    )
     if "failed" in end:
         raise LabError(f"the node's init gave up: {end.strip()}")
     answer = await lab.server.ask("timeline", NODE)
@@ -215,9 +217,10 @@ async def _interruptible(firmware: Firmware, keep: Path | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; the exit status."""
     arguments = _arguments(argv)
-    with contextlib.suppress(OSError):
-        shutil.rmtree(FAILURES)  # of an earlier run
+    kept = arguments.keep_log or FAILURES
     try:
+        require_root()
+        shutil.rmtree(kept, ignore_errors=True)  # an earlier run's
         asyncio.run(_interruptible(arguments.firmware, arguments.keep_log))
     except asyncio.CancelledError:
         return 130
@@ -229,8 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ndemo: a fault of the demo itself: {error!r}", file=sys.stderr)
     else:
         return 0
-    kept = arguments.keep_log or FAILURES
-    if kept.exists():
+    if kept.exists() and os.geteuid() == 0:
         print(f"demo: logs, console and packet capture are in {kept}", file=sys.stderr)
     return 1
 

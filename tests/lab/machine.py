@@ -146,13 +146,14 @@ class Machine:
         if self._program is not None:
             self._program.write(text.encode())
 
-    async def wait_for(self, pattern: str, within: float) -> str:
+    async def wait_for(self, pattern: str, within: float, what: str = "") -> str:
         """Wait for `pattern` on the console, behind the last one found; the text that matched.
 
         Text arrives in pieces: a pattern that reads a value goes on to what stands behind it.
-        `LabError` after `within` seconds, or when the machine goes off, with the last lines.
+        `LabError` after `within` seconds, or when the machine goes off, with the last lines and
+        with `what` was waited for, in words.
         """
-        return (await self.console.wait_for(pattern, within)).group()
+        return (await self.console.wait_for(pattern, within, what)).group()
 
     async def wait_off(self) -> int:
         """Wait until it goes off by itself; QEMU's exit status."""

@@ -26,6 +26,12 @@ def _names() -> list[str]:
     return [line.split()[0] for line in run("ip", "netns", "list").splitlines() if line.strip()]
 
 
+def require_root() -> None:
+    """`LabError` for anyone but root."""
+    if os.geteuid() != 0:
+        raise LabError("the lab makes network namespaces, which only root may; run it as root")
+
+
 def sweep() -> list[str]:
     """Remove the namespaces of labs whose process is dead; the names removed."""
     stale = [
@@ -64,8 +70,7 @@ class Network:
 
     def up(self) -> None:
         """Make everything; on a failure nothing is left. `LabError` without root or namespaces."""
-        if os.geteuid() != 0:
-            raise LabError("the lab makes network namespaces and needs root; run it as root")
+        require_root()
         sweep()
         try:
             self._build()

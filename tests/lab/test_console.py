@@ -79,7 +79,7 @@ async def test_a_pattern_that_does_not_come_is_an_error_with_the_last_lines() ->
     console = Console("n001")
     console.feed(b"no bootable device\nhalf a li")
 
-    with pytest.raises(LabError, match="n001: 0 s passed before 'up'") as caught:
+    with pytest.raises(LabError, match="n001: 0 s passed before its console showed 'up'") as caught:
         await console.wait_for("up", within=0)
 
     assert "no bootable device" in caught.value.detail
