@@ -159,13 +159,15 @@ def name_of(kind: int) -> str:
 def reply(
     query: Query, kind: int, options: list[bytes], *, file: bytes = b"", address: bytes = NO_ADDRESS
 ) -> bytes | None:
-    """A reply of type `kind` in bytes; `options` follow 53 and 54. `address` becomes yiaddr.
+    """A reply of type `kind` in bytes: options 53 and 54, `options`, and last 82 echoed (RFC 3046,
+    2.2: some relays drop a reply otherwise). `address` becomes yiaddr.
 
     At most twice the request's size, what option 57 allows, and one frame; None where that cannot
     be, even without what is expendable. Option 57 counts IP and UDP headers; below the 300 bytes of
     BOOTP it is nonsense (a client that swapped its bytes) and the minimum of RFC 2131 is taken.
     """
     asked, server = query.message, query.server
+    refused = kind == NAK  # which names neither server nor file (RFC 2131, table 3)
     header = (
         REPLY,
         asked.htype,
@@ -173,16 +175,18 @@ def reply(
         0,
         asked.xid,
         0,
-        asked.flags if query.relayed else asked.flags | BROADCAST_FLAG,
+        asked.flags if query.relayed and not refused else asked.flags | BROADCAST_FLAG,
         asked.ciaddr if kind == ACK else NO_ADDRESS,
         address,
-        server.packed,
+        NO_ADDRESS if refused else server.packed,
         asked.giaddr,
         asked.chaddr,
-        server.sname,
+        b"" if refused else server.sname,
         file,
     )
     begin = (_MESSAGE_TYPE[kind], server.identifier)
+    if relay_information := asked.options.get(82):
+        options = [*options, option(82, relay_information)]
     data = assemble(header, (*begin, *options))
     announced = int.from_bytes(asked.options.get(57, b"")[:2], "big")
     allowed = announced - _HEADERS if announced >= PADDED_SIZE + _HEADERS else _DEFAULT_MAX

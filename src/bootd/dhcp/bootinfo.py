@@ -93,8 +93,7 @@ def quirks(node: Node | None, mac: Mac) -> frozenset[str]:
 
 
 def boot_options(info: BootInfo, query: Query) -> list[bytes]:
-    """The boot options in the order that firmware is known to read: 60, 97 echoed, 43, 66, 67, and
-    last 82 echoed (RFC 3046, 2.2)."""
+    """The boot options in the order that firmware is known to read: 60, 97 echoed, 43, 66, 67."""
     asked = query.message.options
     options = [info.vendor_class]
     if machine := asked.get(97):
@@ -107,8 +106,6 @@ def boot_options(info: BootInfo, query: Query) -> list[bytes]:
         options.append(query.server.name)
         # EDK2 writes a NUL behind the value in place, and ROMs without length handling read on.
         options.append(option(67, info.file.encode() + b"\0"))
-    if relay_information := asked.get(82):
-        options.append(option(82, relay_information))
     return options
 
 

@@ -1,13 +1,15 @@
 """What a DHCP message is answered: one value in, `Offer` or `Ignore` out.
 
 Pure: no socket, no clock, no logger. A proxy adds boot information beside the site's DHCP server:
-it never gives an address nor anything else of a lease (PXE 2.1, 2.2.3).
+it never gives an address nor anything else of a lease (PXE 2.1, 2.2.3). Where the mode is
+``reservation`` the nodes that have an address get it first (``dhcp.reservation``).
 """
 
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
+from bootd.dhcp import reservation
 from bootd.dhcp.answer import (
     ACK,
     DECLINE,
@@ -32,7 +34,7 @@ from bootd.dhcp.bootinfo import boot_info, boot_options
 from bootd.dhcp.client import Client, identify
 from bootd.dhcp.wire import REQUEST as BOOTREQUEST
 from bootd.dhcp.wire import Message
-from bootd.model import ClientKind, ServerAddress, UnknownPolicy
+from bootd.model import ClientKind, DhcpMode, ServerAddress, UnknownPolicy
 from bootd.registry import Registry
 
 __all__ = ["Client", "Ignore", "Offer", "decide", "identify", "requested_address"]
@@ -78,6 +80,10 @@ def decide(
         source,
         size,
     )
+    if settings.mode is DhcpMode.RESERVATION and not on_pxe_port:
+        leased = reservation.answer(query)
+        if leased is not None:
+            return leased
     return _proxy(query)
 
 

@@ -45,6 +45,10 @@ _ROUTES: Final = 1024
 _KEPT_BYTES: Final = 16 << 20
 """Of answers given to known nodes; some 800 bytes each."""
 
+_ROUTINE: Final = frozenset({"request", "release", "other-server"})
+_OF_LEASES: Final = frozenset({"decline", "wrong-network", "no-address-asked"})
+"""Refusals worth a line although the machine does not boot: its operator gave it an address."""
+
 OnBoot = Callable[[Registry, Node, ServerAddress], None]
 
 
@@ -301,7 +305,7 @@ class DhcpServer:
             return
         if datagram.source[1] == registry.settings.dhcp.client_port:
             self._observe_address(message, client.mac)
-        if client.kind is None or ignore.reason == "request":
+        if ignore.reason in _ROUTINE or (client.kind is None and ignore.reason not in _OF_LEASES):
             return
         if self._senders.of(client.mac).news(ignore.reason, now):
             known = registry.by_mac.get(client.mac)
