@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
-from bootd.model import ConfigError, DhcpSettings, HttpSettings, Node, Settings
+from bootd.model import ConfigError, DhcpMode, DhcpSettings, HttpSettings, Node, Settings
 from bootd.notify import Notifier
 from bootd.registry import Current, Registry
 from bootd.reload import Reloader, pin
@@ -200,6 +200,15 @@ def test_settings_that_did_not_change_need_no_restart() -> None:
     settings = Settings(state_dir="/srv")
 
     assert pin(settings, replace(settings)) == (settings, ())
+
+
+def test_dhcp_is_switched_on_or_off_by_a_restart_only_but_changes_its_mode_at_once() -> None:
+    proxy, off = Settings(), Settings(dhcp=DhcpSettings(mode=DhcpMode.OFF))
+    reservation = Settings(dhcp=DhcpSettings(mode=DhcpMode.RESERVATION))
+
+    assert pin(proxy, reservation) == (reservation, ())
+    assert pin(proxy, off) == (proxy, ("dhcp.mode",))
+    assert pin(off, proxy) == (off, ("dhcp.mode",))
 
 
 def test_folders_stay_where_they_are_until_a_restart() -> None:

@@ -221,6 +221,13 @@ def test_libraries_log_through_us(kept: Kept) -> None:
     ]
 
 
+def test_a_flood_of_a_librarys_lines_is_cut(kept: Kept) -> None:
+    for number in range(1000):
+        logging.getLogger("aiohttp.server").error("bad request %d", number)
+
+    assert len(kept.events) == logs.MAX_LIBRARY
+
+
 def test_a_full_pipe_loses_lines_instead_of_blocking() -> None:
     reader, writer = os.pipe()
     output = Lines(writer, json_line)

@@ -15,6 +15,7 @@ import re
 import select
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -30,8 +31,16 @@ MAX_VALUE: Final = 256
 """Characters kept of one value."""
 MAX_LINE: Final = 600
 """Bytes of one line: what one packet may cost the log (SECURITY.md D11)."""
-MAX_LONG: Final = 4000
+MAXMAX_LIBRARY: Final = 20
+"""Lines of libraries in `PERIOD` seconds."""
+PERIOD: Final = 10.0
+
+_LONG: Final = 4000
 """The same for lines about files and faults of our own; below PIPE_BUF, so a write is atomic."""
+
+MAX_LIBRARY: Final = 20
+"""Lines of libraries in `PERIOD` seconds."""
+PERIOD: Final = 10.0
 
 _LONG: Final = frozenset({"fault", "exception", "added", "removed", "changed", "reboot"})
 """Keys whose values nobody on the network chooses: they may be long."""
@@ -309,9 +318,17 @@ class BoundLogger(structlog.BoundLoggerBase):
 
 
 class _Library(logging.Handler):
-    """What libraries log by ``logging``, as events of ours."""
+    """What libraries log by ``logging``, as events of ours: at most `MAX_LIBRARY` in ten seconds,
+    for what they say may depend on what the network sends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._since = -PERIOD
+        self._seen = 0
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._too_many(time.monotonic()):
+            return
         level = record.levelname.lower() if record.levelname.lower() in LEVELS else "info"
         log = structlog.get_logger()
         try:
@@ -322,6 +339,15 @@ class _Library(logging.Handler):
         if record.exc_info:
             values["exc_info"] = record.exc_info
         getattr(log, level)("library.log", **values)
+
+    def _too_many(self, now: float) -> bool:
+        if now - self._since >= PERIOD:
+            if self._seen > MAX_LIBRARY:
+                suppressed = self._seen - MAX_LIBRARY
+                structlog.get_logger().warning("library.suppressed", count=suppressed)
+            self._since, self._seen = now, 0
+        self._seen += 1
+        return self._seen > MAX_LIBRARY
 
 
 def under_journal(environ: Mapping[str, str]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import structlog
 
 from bootd import metrics
-from bootd.model import ConfigError, Settings
+from bootd.model import ConfigError, DhcpMode, Settings
 from bootd.notify import Notifier
 from bootd.registry import Changes, Current, Registry, difference
 from bootd.text import fold
@@ -26,21 +26,18 @@ MAX_LOGGED: Final = 200
 """Faults logged one by one; an editor's slip can make one per node."""
 
 _FIXED: Final = (
-    "interfaces",
     "state_dir",
     "run_dir",
     "dhcp.mode",
     "dhcp.port",
     "dhcp.pxe_port",
-    "dhcp.client_port",
     "tftp.enabled",
     "tftp.port",
-    "tftp.single_port",
     "http.port",
     "http.tls",
     "log.format",
 )
-"""Settings that are sockets, folders and the like: a reload does not change them."""
+"""Settings that are open sockets, folders in use and the like: a reload does not change them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +79,17 @@ def pin(old: Settings, new: Settings) -> tuple[Settings, tuple[str, ...]]:
         before = getattr(old, section) if section else old
         after = getattr(new, section) if section else new
         value = getattr(before, key)
-        if getattr(after, key) == value:
+        if getattr(after, key) == value or _live(name, value, getattr(after, key)):
             continue
         names.append(name)
         pinned = {section: replace(after, **{key: value})} if section else {key: value}
         new = replace(new, **pinned)
     return new, tuple(names)
+
+
+def _live(name: str, old: object, new: object) -> bool:
+    """Between two modes that both listen, DHCP changes at once."""
+    return name == "dhcp.mode" and DhcpMode.OFF not in (old, new)
 
 
 class Reloader:
