@@ -31,11 +31,7 @@ MAX_VALUE: Final = 256
 """Characters kept of one value."""
 MAX_LINE: Final = 600
 """Bytes of one line: what one packet may cost the log (SECURITY.md D11)."""
-MAXMAX_LIBRARY: Final = 20
-"""Lines of libraries in `PERIOD` seconds."""
-PERIOD: Final = 10.0
-
-_LONG: Final = 4000
+MAX_LONG: Final = 4000
 """The same for lines about files and faults of our own; below PIPE_BUF, so a write is atomic."""
 
 MAX_LIBRARY: Final = 20
