@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Callable
 from glob import glob
 from pathlib import Path
 from typing import Final
@@ -25,24 +26,21 @@ class Unreadable(Exception):
     """The file cannot be read; the message says why and ends without a period."""
 
 
-def read(path: str) -> bytes:
+def read(path: str, pause: Callable[[float], None] = time.sleep) -> bytes:
     """The bytes of a regular file of at most `MAX_BYTES`, as they stand when nobody is writing.
 
     An editor or copy that writes in place leaves the file short for a moment, and half of a YAML
     file is often a valid one. So a file is read again if it changed meanwhile, or if it does not
-    end with a line end and changes soon after. Raises `Unreadable`.
+    end with a line end and changes soon after. `pause` waits for some seconds (nobody loads files
+    in the event loop). Raises `Unreadable`.
     """
-    data, before = _read_once(path)
     for _ in range(_LOOKS):
-        if data.endswith(b"\n"):
-            after = _identity(path)
-        else:
-            time.sleep(_PAUSE)  # in a worker thread: nobody loads files in the event loop
-            after = _identity(path)
-        if after == before:
-            return data
         data, before = _read_once(path)
-        time.sleep(_PAUSE)
+        if not data.endswith(b"\n"):
+            pause(_PAUSE)
+        if _identity(path) == before:
+            return data
+        pause(_PAUSE)
     raise Unreadable("the file does not stop changing")
 
 

@@ -208,15 +208,11 @@ class _Load:
                 if path in seen:
                     continue
                 seen[path] = None
-                named = self.bootd.origin(("nodes", number)) if self._written("nodes") else None
-                document = self._read(path, named)
+                document = self._read(path, ("nodes", number))
                 if document is None or (document.value is None and document.faults):
                     self.unread = True
                 if document is not None:
                     yield document
-
-    def _written(self, key: str) -> bool:
-        return isinstance(self.bootd.value, dict) and key in self.bootd.value
 
     # ---- the rest ----
 
@@ -268,16 +264,18 @@ class _Load:
             self.lines += error.faults
             return None
 
-    def _read(self, path: str, named: Origin | None = None) -> Document | None:
-        """One YAML file; a fault where it cannot be read, at the place that names it if known."""
+    def _read(self, path: str, named: Sequence[str | int] = ()) -> Document | None:
+        """One YAML file; a fault where it cannot be read, at the key of bootd.yaml that names it
+        where one does."""
         file = self._display(path)
         try:
             data = files.read(path)
         except files.Unreadable as error:
-            if named is None:
-                self.faults.append(Fault(Origin(file, 1, 1), "", f"cannot be read: {error}"))
+            value = self.bootd.value
+            if named and isinstance(value, dict) and named[0] in value:
+                self._bootd_fault(named, f"{file} cannot be read: {error}")
             else:
-                self.faults.append(Fault(named, "nodes", f"{file} cannot be read: {error}"))
+                self.faults.append(Fault(Origin(file, 1, 1), "", f"cannot be read: {error}"))
             return None
         if not data:
             what = (
@@ -287,7 +285,7 @@ class _Load:
             return None
         return parse(data, file)
 
-    def _bootd_fault(self, path: Sequence[str], what: str) -> None:
+    def _bootd_fault(self, path: Sequence[str | int], what: str) -> None:
         self.faults.append(Fault(self.bootd.origin(path), dotted(path), what))
 
     def _display(self, path: str) -> str:

@@ -200,7 +200,7 @@ class _Merge:
             if len(order) + len(names) > nodesets.MAX_NODES:
                 what = f"with these there are more than {nodesets.MAX_NODES} nodes"
                 self._fault(layer.origin, layer.where, what)
-                break
+                return {}, {}, {}
             kept.update(dict.fromkeys(names, layer))
             order.update(dict.fromkeys(names))
         return order, sets, own

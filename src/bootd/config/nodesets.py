@@ -20,6 +20,8 @@ def expand(key: str) -> list[str]:
     Raises `ValueError` with a sentence.
     """
     names = _members(key) if any(c in key for c in "[,]") else [key]
+    if not names:
+        raise ValueError(f"{key[:64]!r} names no node")
     for name in names:
         if not _NODE_NAME.fullmatch(name):
             raise ValueError(
@@ -33,12 +35,9 @@ def _members(key: str) -> list[str]:
         raise ValueError(f"the set {key[:64]!r} has more than {MAX_NODES} nodes")
     try:
         # Without a resolver: no @group here may read files or run commands.
-        names = list(NodeSet(key, resolver=RESOLVER_NOGROUP))
+        return list(NodeSet(key, resolver=RESOLVER_NOGROUP))
     except NodeSetException as error:
         raise ValueError(f"{key[:64]!r} is not a set of nodes: {error}") from None
-    if not names:
-        raise ValueError(f"{key[:64]!r} names no node")
-    return names
 
 
 def _size(key: str) -> int:

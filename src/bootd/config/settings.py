@@ -39,7 +39,7 @@ def settings(checked: BootdFile, config_file: str) -> Settings:
         nodes=paths(checked.nodes),
         overlays=paths(checked.overlays),
         templates=paths(checked.templates),
-        dhcp=DhcpSettings(**dict(checked.dhcp)),
+        dhcp=DhcpSettings(**{**dict(checked.dhcp), "lease_time": int(checked.dhcp.lease_time)}),
         tftp=TftpSettings(**dict(checked.tftp)),
         http=HttpSettings(
             port=checked.http.port,
