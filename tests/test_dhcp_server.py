@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 from bootd import metrics
 from bootd.boots.timeline import Boots, Stage
 from bootd.boots.unknown import Unknown
+from bootd.dhcp import server
+from bootd.dhcp.guard import ANSWERS_PER_SECOND, LOOP_OFFERS
 from bootd.dhcp.server import DhcpServer
 from bootd.dhcp.wire import decode, encode
 from bootd.model import DhcpMode, Node, ServerAddress, StartError
@@ -48,13 +51,19 @@ class Bench:
 
     async def ask(self, data: bytes, port: int | None = None) -> bytes:
         self.send(data, port)
+        return await self.receive()
+
+    async def receive(self) -> bytes:
         async with asyncio.timeout(10):
             return await asyncio.get_running_loop().sock_recv(self.client, 2048)
 
     async def handled(self, data: bytes) -> None:
         """Send what is not answered, and wait until it was handled: what follows is answered."""
+        other = b"\x02".ljust(16, b"\0")
         self.send(data)
-        await self.ask(encode(ipxe(chaddr=b"\x02".ljust(16, b"\0"))))
+        reply = await self.ask(encode(ipxe(chaddr=other)))
+        while decode(reply).chaddr != other:
+            reply = await self.receive()
 
 
 def free_port() -> int:
@@ -172,13 +181,133 @@ async def test_a_fault_of_ours_costs_one_packet(monkeypatch: pytest.MonkeyPatch)
         assert after == (before or 0) + 1
 
 
-async def test_a_taken_port_is_a_start_error_that_names_it() -> None:
+async def test_beside_a_server_that_has_the_port_a_packet_socket_is_used(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("", 0))
         port = other.getsockname()[1]
-        with pytest.raises(StartError, match=str(port)):
+        async with bench(port=port) as made:
+            reply = decode(await made.ask(discover()))
+
+            assert reply.file.decode() == f"{DASHED}/snponly.efi"
+            assert made.boots.of(MAC) is not None
+    said = capsys.readouterr().out
+    assert f"packet socket: UDP port {port} is held by " in said
+
+
+async def test_a_taken_port_without_packet_sockets_says_who_has_it_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(server, "PacketChannel", refused)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("", 0))
+        port = other.getsockname()[1]
+        with pytest.raises(StartError) as caught:
             async with bench(port=port):
                 pass
+
+    for words in (f"UDP port {port} is held by", "CAP_NET_RAW", "stop the other server"):
+        assert words in str(caught.value)
+
+
+async def test_an_answer_kept_is_given_with_the_new_transaction_id() -> None:
+    async with bench() as made:
+        first = await made.ask(discover(xid=1, secs=0))
+        second = await made.ask(discover(xid=2, secs=4))
+
+        assert decode(second).xid == 2
+        assert decode(second)._replace(xid=1) == decode(first)
+
+
+async def test_after_a_reload_nothing_old_is_answered() -> None:
+    async with bench() as made:
+        await made.ask(discover())
+        old = made.current.registry
+        made.current.swap(replace(old, nodes={"n001": Node("n001", mac=MAC, loader="ipxe")}))
+
+        assert decode(await made.ask(discover())).file.decode() == f"{DASHED}/ipxe.efi"
+
+
+async def test_one_machine_that_asks_all_the_time_is_answered_so_often_and_no_more() -> None:
+    async with bench() as made:
+        before = ignored("rate-limited")
+        for number in range(2 * ANSWERS_PER_SECOND + 5):
+            made.send(discover(xid=number))
+        await made.handled(bytes(1))
+
+        assert ignored("rate-limited") > before
+
+
+async def test_a_machine_that_goes_round_in_circles_is_named_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with bench() as made:
+        for number in range(3 * LOOP_OFFERS):
+            await made.ask(discover(xid=number))
+    said = capsys.readouterr().out
+
+    assert said.count("dhcp.chainload-loop") == 1
+    assert "never fetched" in said
+
+
+async def test_no_circle_where_a_script_was_fetched(capsys: pytest.CaptureFixture[str]) -> None:
+    async with bench() as made:
+        for number in range(LOOP_OFFERS + 2):
+            await made.ask(discover(xid=number))
+            made.boots.note(MAC, Stage.SCRIPT, asyncio.get_running_loop().time())
+
+    assert "dhcp.chainload-loop" not in capsys.readouterr().out
+
+
+async def test_a_refused_machine_is_named_once_with_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with bench() as made:
+        for _ in range(3):
+            await made.handled(discover(arch=2))
+    said = [line for line in capsys.readouterr().out.splitlines() if "dhcp.ignore" in line]
+
+    assert len(said) == 1
+    assert "unsupported-arch" in said[0]
+    assert MAC in said[0]
+
+
+async def test_a_relay_that_is_not_listed_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    async with bench() as made:
+        for _ in range(3):
+            await made.handled(discover(giaddr=bytes((10, 2, 0, 1))))
+    said = [line for line in capsys.readouterr().out.splitlines() if "relay-not-listed" in line]
+
+    assert len([line for line in said if "10.2.0.1" in line]) == 1
+
+
+async def test_each_stage_of_a_boot_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    async with bench() as made:
+        for number in range(5):
+            await made.ask(discover(xid=number))
+        for number in range(5):
+            await made.ask(encode(ipxe(xid=number)))
+    said = [line for line in capsys.readouterr().out.splitlines() if "dhcp.offer" in line]
+
+    assert len(said) == 2
+    assert all("n001" in line for line in said)
+
+
+async def test_in_reservation_mode_the_boot_has_the_address_it_was_given() -> None:
+    node = Node("n001", mac=MAC, ip=IPv4Interface("127.0.0.11/8"))
+    async with bench(node, mode=DhcpMode.RESERVATION) as made:
+        await made.ask(discover())
+        wanted = {50: IPv4Address("127.0.0.11").packed, 54: IPv4Address("127.0.0.1").packed}
+        reply = decode(await made.ask(encode(message(3, options=wanted))))
+
+        assert reply.yiaddr == IPv4Address("127.0.0.11").packed
+        boot = made.boots.of(MAC)
+        assert boot is not None
+        assert boot.address == IPv4Address("127.0.0.11")
 
 
 async def test_mode_off_opens_no_port() -> None:

@@ -72,6 +72,8 @@ class Interfaces:
         self._secondary: set[tuple[int, IPv4Interface]] = set()
         self._wanted: tuple[str, ...] | None = None
         self._served: dict[int, Interface] = {}
+        self._indices: dict[str, int] = {}
+        self._ours: frozenset[bytes] = frozenset()
         self._listeners: list[Callable[[], None]] = []
 
     async def start(self) -> None:
@@ -131,6 +133,14 @@ class Interfaces:
         """The interface's name, ``if7`` where it is gone."""
         found = self._all.get(index)
         return found.name if found is not None else f"if{index}"
+
+    def index(self, name: str) -> int:
+        """The index of the interface with that name; 0 where there is none."""
+        return self._indices.get(name, 0)
+
+    def is_ours(self, address: bytes) -> bool:
+        """True where these four bytes are an address of this machine."""
+        return address in self._ours
 
     def neighbour(self, address: IPv4Address) -> Mac | None:
         """The MAC address that the kernel's neighbour table has for an address on one of the served
@@ -232,6 +242,9 @@ class Interfaces:
     def _changed(self) -> None:
         old = self._served
         self._wanted = None
+        everything = self._all.values()
+        self._indices = {found.name: found.index for found in everything}
+        self._ours = frozenset(own.ip.packed for found in everything for own in found.addresses)
         if self.served() == old:
             return
         for index in old.keys() - self._served.keys():

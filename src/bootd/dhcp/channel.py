@@ -2,18 +2,20 @@
 
 A shell's lower half: sockets and headers, no DHCP. `UdpChannel` is the ordinary way: one socket on
 every address, IP_PKTINFO to tell the interface of arrival and to choose the one to answer from.
+Where the port is taken there is `dhcp.packet.PacketChannel`.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterable
 from typing import Final, NamedTuple, Protocol
 
 RECEIVE_BUFFER: Final = 8 << 20
 """Bytes: ten thousand machines that ask within one blink fit in."""
 _SEND_BUFFER: Final = 1 << 20
-_LARGEST: Final = 1501
+LARGEST: Final = 1501
 """One byte more than the decoder takes, so that it sees what was too long."""
 
 _IP_PKTINFO: Final = 8  # not in `socket` before Python 3.12
@@ -52,9 +54,9 @@ class Channel(Protocol):
     def receive(self) -> Datagram | None:
         """The next datagram; None where there is none now. Raises `OSError`."""
 
-    def send(self, data: bytes, to: tuple[str, int], index: int, source: bytes) -> None:
-        """Send from our port and the address `source`, out of interface `index` (0: as routed).
-        Raises `OSError`."""
+    def send(self, data: bytes, to: tuple[str, int], interface: int, source: bytes) -> None:
+        """Send from our port and the address `source`, out of `interface` (0: as routed). Raises
+        `OSError`."""
 
     def close(self) -> None:
         """Close the socket."""
@@ -88,7 +90,7 @@ class UdpChannel:
     def receive(self) -> Datagram | None:
         """The next datagram; None where there is none now. Raises `OSError`."""
         try:
-            data, ancillary, _, source = self._sock.recvmsg(_LARGEST, _ANCILLARY)
+            data, ancillary, _, source = self._sock.recvmsg(LARGEST, _ANCILLARY)
         except (BlockingIOError, InterruptedError):
             return None
         index, local = 0, b""
@@ -102,15 +104,27 @@ class UdpChannel:
                 (self.drops,) = _UINT32.unpack(value)
         return Datagram(data, index, source, local)
 
-    def send(self, data: bytes, to: tuple[str, int], index: int, source: bytes) -> None:
-        """Send from our port and the address `source`, out of interface `index` (0: as routed).
-        Raises `OSError`."""
-        info = _PKTINFO.pack(index, source, _NOWHERE)
-        self._sock.sendmsg((data,), ((socket.IPPROTO_IP, _IP_PKTINFO, info),), 0, to)
+    def send(self, data: bytes, to: tuple[str, int], interface: int, source: bytes) -> None:
+        """Send from our port and the address `source`, out of `interface` (0: as routed). Raises
+        `OSError`."""
+        self._sock.sendmsg((data,), pktinfo(interface, source), 0, to)
 
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
+
+
+def pktinfo(interface: int, source: bytes) -> tuple[tuple[int, int, bytes], ...]:
+    """Ancillary data that sends out of `interface` (0: as routed) from the address `source`."""
+    return ((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(interface, source, _NOWHERE)),)
+
+
+def receive_drops(ancillary: Iterable[tuple[int, int, bytes]], known: int) -> int:
+    """How many datagrams the kernel dropped in all, as a datagram's ancillary data says."""
+    for level, kind, value in ancillary:
+        if level == socket.SOL_SOCKET and kind == _SO_RXQ_OVFL:
+            (known,) = _UINT32.unpack(value)
+    return known
 
 
 def size_buffers(sock: socket.socket) -> None:

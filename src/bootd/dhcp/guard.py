@@ -25,7 +25,7 @@ LOOP_WINDOW: Final = 120.0
 class Sender:
     """One MAC address: what was last said of it, and how often it was answered."""
 
-    __slots__ = ("answers", "lines", "minute", "said", "second", "stages", "xid")
+    __slots__ = ("answers", "lines", "looped", "minute", "said", "second", "stages", "xid")
 
     def __init__(self) -> None:
         self.said: object = None
@@ -35,6 +35,7 @@ class Sender:
         self.answers = 0
         self.xid = -1
         self.stages: deque[float] | None = None
+        self.looped: float | None = None
 
     def allowed(self, now: float) -> bool:
         """Count one answer; False where this second had its share already."""
@@ -55,7 +56,8 @@ class Sender:
         return self.lines <= LINES_PER_MINUTE
 
     def first_stage(self, xid: int, now: float) -> bool:
-        """A first-stage loader was offered in transaction `xid`; True once it is a loop.
+        """A first-stage loader was offered in transaction `xid`; True where that makes it a loop,
+        once in a while.
 
         Firmware repeats a DISCOVER with its transaction id, so a new one is a new attempt.
         """
@@ -67,7 +69,9 @@ class Sender:
         self.stages.append(now)
         if len(self.stages) <= LOOP_OFFERS or now - self.stages[0] > LOOP_WINDOW:
             return False
-        self.stages.clear()
+        if self.looped is not None and now - self.looped <= LOOP_WINDOW:
+            return False
+        self.looped = now
         return True
 
 

@@ -74,8 +74,10 @@ class Report:
             )
         return bool(self._pending)
 
-    def loop(self, boot: Boot, file: str, *, fetched: bool) -> None:
+    def loop(self, boot: Boot, file: str, now: float, *, fetched: bool) -> None:
         """A machine goes round in circles."""
+        if boot.node is None and not self._strangers.take(now):
+            return
         _log.warning(
             "dhcp.chainload-loop",
             node=boot.node,

@@ -12,6 +12,7 @@ same packet with another transaction id, as firmware does until it hears us.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import deque
 from collections.abc import Callable
 from ipaddress import IPv4Address
@@ -25,11 +26,13 @@ from bootd.boots.unknown import Unknown, Waiting, readable
 from bootd.dhcp.channel import Channel, Datagram, UdpChannel
 from bootd.dhcp.client import Client, machine_uuid, relay_information
 from bootd.dhcp.guard import LOOP_WINDOW, Sender, Senders
+from bootd.dhcp.packet import PacketChannel
 from bootd.dhcp.policy import Ignore, Offer, decide, requested_address
 from bootd.dhcp.report import Report, kind_of
 from bootd.dhcp.wire import Message, WireError, decode
 from bootd.model import DhcpMode, Mac, Node, ServerAddress, StartError
 from bootd.net import Interfaces
+from bootd.ports import holders
 from bootd.registry import Current, Registry
 
 _log = structlog.get_logger()
@@ -103,7 +106,7 @@ class DhcpServer:
             return
         try:
             for port in (settings.port, settings.pxe_port):
-                self._channels.append(_open(port))
+                self._channels.append(_open(port, self._net))
         except StartError:
             self._close()
             raise
@@ -287,7 +290,7 @@ class DhcpServer:
         lately = [b for b in self._boots.history(boot.mac) if b.seen >= now - LOOP_WINDOW]
         if not any(b.reached(Stage.SCRIPT) for b in lately):
             fetched = any(b.reached(Stage.LOADER) for b in lately)
-            self._report.loop(boot, file, fetched=fetched)
+            self._report.loop(boot, file, now, fetched=fetched)
 
     def _silent(
         self,
@@ -322,7 +325,8 @@ class DhcpServer:
             boot.address = address
 
 
-def _open(port: int) -> Channel:
+def _open(port: int, net: Interfaces) -> Channel:
+    """The port, by UDP, or beside the process that has it. Raises `StartError`."""
     try:
         return UdpChannel(port)
     except PermissionError as exc:
@@ -331,7 +335,17 @@ def _open(port: int) -> Channel:
             "run as root, give CAP_NET_BIND_SERVICE, or set dhcp.port above 1023 for a trial"
         ) from exc
     except OSError as exc:
-        raise StartError(f"DHCP cannot listen on UDP port {port}: {exc.strerror}") from exc
+        if exc.errno != errno.EADDRINUSE:
+            raise StartError(f"DHCP cannot listen on UDP port {port}: {exc.strerror}") from exc
+    names = " and ".join(holders("udp", port)) or "another program"
+    why = f"UDP port {port} is held by {names}"
+    try:
+        return PacketChannel(port, index_of=net.index, ours=net.is_ours, why=why)
+    except OSError as exc:
+        raise StartError(
+            f"DHCP cannot listen: {why}, and the packet socket that works beside it cannot be "
+            f"opened ({exc.strerror}); give bootd CAP_NET_RAW, or stop the other server"
+        ) from exc
 
 
 def _introduce(machine: Waiting, client: Client, message: Message) -> None:
