@@ -18,19 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootd import log as logs
-from bootd.log import (
-    MAX_LINE,
-    MAX_LONG,
-    Journal,
-    Lines,
-    Sink,
-    clean,
-    console_line,
-    human,
-    json_line,
-    redact,
-)
+from bootd.log import Sink, clean, redact
 from bootd.model import LogSettings
+from bootd.sinks import MAX_LINE, MAX_LONG, Journal, Lines, console_line, human, json_line
 from bootd.text import escape
 
 
