@@ -16,8 +16,9 @@ from typing import Final
 
 from bootd.model import Image, Mac, Node, Overlay, ServerAddress
 from bootd.overlay import cpio
+from bootd.overlay.hostkeys import HostKeys
 from bootd.overlay.render import Shared, Which, chosen, reads, render
-from bootd.overlay.template import PER_NODE, RenderError
+from bootd.overlay.template import ALL_NODES, PER_NODE, RenderError
 from bootd.registry import Registry
 
 MAX_BYTES: Final = 64 << 20
@@ -201,7 +202,7 @@ class _World:
             node if names & PER_NODE else None,
             self.registry.images.get(node.image or "") if "image" in names else None,
             key[3] if "server" in names else None,
-            self.version if "nodes" in names else None,
+            self.version if names & ALL_NODES else None,
         )
 
 
@@ -210,6 +211,11 @@ class _Worker:
 
     def __init__(self) -> None:
         self.world = _World()
+        self._keys: dict[str, HostKeys] = {}
+
+    def _host_keys(self, state_dir: str) -> HostKeys:
+        """The keys of `state_dir`, which a reload does not change."""
+        return self._keys.setdefault(state_dir, HostKeys(state_dir))
 
     def make(self, registry: Registry, node: Node, key: _Key, kept: _Kept | None) -> _Kept:
         """Render and pack, unless `kept` is what would come out."""
@@ -219,7 +225,8 @@ class _Worker:
         inputs = world.inputs(node, key)
         if kept is not None and kept.inputs == inputs:
             return kept
-        entries = render(registry, node, key[2], key[3], shared=world.shared)
+        secrets = self._host_keys(registry.settings.state_dir)
+        entries = render(registry, node, key[2], key[3], shared=world.shared, secrets=secrets)
         segments = tuple(cpio.segments(entries))
         digest = hashlib.sha256()
         for segment in segments:

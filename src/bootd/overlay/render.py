@@ -12,6 +12,8 @@ from typing import Any, Final, Literal
 from bootd.model import Condition, Node, Overlay, OverlayEntry, ServerAddress
 from bootd.overlay import paths
 from bootd.overlay.cpio import CpioError, Entry, with_parents
+from bootd.overlay.links import TemplateValueError
+from bootd.overlay.secrets import PLACEHOLDERS, Secrets
 from bootd.overlay.template import (
     PER_NODE,
     Compiled,
@@ -81,13 +83,15 @@ def render(
     server: ServerAddress,
     *,
     shared: Shared | None = None,
+    secrets: Secrets = PLACEHOLDERS,
 ) -> list[Entry]:
     """Every path that `node` gets, parents included, in archive order.
 
     A later overlay's path replaces an earlier one's. `shared` is filled with what no node changes;
-    give the same mapping for every node of one registry. Raises `RenderError`.
+    give the same mapping for every node of one registry. Without `secrets` something that is none
+    stands in for keys. Raises `RenderError`.
     """
-    context = _Context(registry, node, server, {} if shared is None else shared)
+    context = _Context(registry, node, server, {} if shared is None else shared, secrets)
     faults: list[RenderError] = []
     entries = context.tree(chosen(registry, node, which), which, faults)
     if faults:
@@ -103,6 +107,7 @@ class _Context:
     node: Node
     server: ServerAddress
     shared: Shared
+    secrets: Secrets
 
     def tree(
         self, overlays: Sequence[Overlay], which: Which, faults: list[RenderError]
@@ -205,9 +210,37 @@ class _Context:
             "server": self.server,
             "overlay": overlay.name,
         }
-        if "nodes" in compiled.names:
-            variables["nodes"] = tuple(self.registry.nodes.values())
+        for name in compiled.names & _COSTLY.keys():
+            try:
+                variables[name] = _COSTLY[name](self)
+            except TemplateValueError as error:
+                raise RenderError(compiled.source, 1, str(error), node.name) from None
         return variables
+
+    def known_hosts(self) -> list[tuple[Node, str]]:
+        """Every node whose overlays give it host keys, with its public one."""
+        keyed: dict[tuple[str, ...], bool] = {}
+        nodes = []
+        for node in self.registry.nodes.values():
+            names = (*node.overlays_system, *node.overlays_runtime)
+            if names not in keyed:
+                overlays = [
+                    self.registry.overlays[name] for name in names if name in self.registry.overlays
+                ]
+                keyed[names] = "host_keys" in reads(overlays)
+            if keyed[names]:
+                nodes.append(node)
+        return list(zip(nodes, self.secrets.public_keys(nodes), strict=True))
+
+
+_COSTLY: Final[Mapping[str, Callable[[_Context], Any]]] = MappingProxyType(
+    {
+        "nodes": lambda context: tuple(context.registry.nodes.values()),
+        "host_keys": lambda context: context.secrets.host_keys(context.node),
+        "known_hosts": _Context.known_hosts,
+    }
+)
+"""Variables that are made only for templates that read them."""
 
 
 def _delete_lists(deleted: list[str], which: Which) -> Iterator[Entry]:
@@ -250,7 +283,7 @@ def _faults(
     registry: Registry, node: Node, server: ServerAddress, shared: Shared
 ) -> list[RenderError]:
     """Every fault of one node, not only the first of each archive."""
-    context = _Context(registry, node, server, shared)
+    context = _Context(registry, node, server, shared, PLACEHOLDERS)
     faults: list[RenderError] = []
     classes: Mapping[Which, tuple[str, ...]] = {
         "system": node.overlays_system,

@@ -29,7 +29,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 from bootd.model import Condition
-from bootd.overlay.filters import FILTERS, TemplateValueError
+from bootd.overlay.filters import FILTERS
+from bootd.overlay.links import TemplateValueError
 
 _SINK: Final = "bootd_files"
 """The variable that carries a rendering's `Rendered` to the statements that make files."""
@@ -42,12 +43,16 @@ VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
         "network": "the node's network devices by name: device, mac, ip, gateway, mtu, dns, …",
         "image": "the active generation of the node's image: name, generation, kernel_version",
         "nodes": "every node, in the order of the files",
+        "host_keys": "the node's SSH host keys, kept by the server: type, private, public of each",
+        "known_hosts": "pairs of node and ed25519 public key, for every node that has host keys",
         "server": "bootd as this node reaches it: ip, http_port, base",
         "overlay": "the name of the overlay that the template belongs to",
     }
 )
-PER_NODE: Final = frozenset(("node", "tags", "resources", "network", "image"))
+PER_NODE: Final = frozenset(("node", "tags", "resources", "network", "image", "host_keys"))
 """A template that reads none of these is rendered once for all nodes."""
+ALL_NODES: Final = frozenset(("nodes", "known_hosts"))
+"""A template that reads one of these changes when any node does."""
 
 
 class RenderError(Exception):
