@@ -66,14 +66,14 @@ def test_numbers_roll_over_to_zero(blksize: int) -> None:
 
 def test_a_small_file_is_framed_once_and_a_large_one_as_it_goes() -> None:
     small, large = Frames(b"x" * 100_000, 1468), Frames(b"x" * 5_000_000, 1468)
-    first = next(small.bursts(1, 4)).payload
+    first = small.bursts(1, 4)[0].payload
     assert isinstance(first, memoryview)
-    again = next(small.bursts(1, 4)).payload
+    again = small.bursts(1, 4)[0].payload
     assert isinstance(again, memoryview)
     assert again.obj is first.obj
     assert small.kept
     assert not large.kept
-    assert isinstance(next(large.bursts(1, 4)).payload, bytes)
+    assert isinstance(large.bursts(1, 4)[0].payload, bytes)
 
 
 def test_transfers_of_one_version_and_block_size_share_their_frames() -> None:

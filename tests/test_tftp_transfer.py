@@ -195,7 +195,7 @@ def test_duplicate_ack_is_not_answered() -> None:
     transfer.take()
     transfer.receive(ack(1), now=0.2)
 
-    assert transfer.take() == []
+    assert transfer.take() == ()
 
 
 @pytest.mark.parametrize("number", [0, 3, 9, 65535])
@@ -204,7 +204,7 @@ def test_acks_of_what_was_never_sent_or_long_ago_are_not_answered(number: int) -
     transfer.receive(ack(1), now=0.1)
     transfer.take()
     transfer.receive(ack(number), now=0.2)
-    assert transfer.take() == []
+    assert transfer.take() == ()
     assert transfer.outcome is None
 
 
@@ -275,7 +275,7 @@ def test_the_timer_asks_with_the_last_block_then_sends_the_window_and_waits_long
     for _ in range(6):
         assert transfer.deadline is not None
         transfer.tick(transfer.deadline - 0.001)
-        assert transfer.take() == [], "not before its time"
+        assert transfer.take() == (), "not before its time"
         waits.append(transfer.deadline - now)
         now = transfer.deadline
         transfer.tick(now)

@@ -40,44 +40,63 @@ class Burst(NamedTuple):
 class Frames:
     """`data` in blocks of `blksize` bytes, numbered from 1; the last one is short, maybe empty."""
 
-    __slots__ = ("__weakref__", "_chunks", "_per_chunk", "_per_send", "blksize", "blocks", "data")
+    __slots__ = (
+        "__weakref__",
+        "_bursts",
+        "_chunks",
+        "_per_chunk",
+        "_per_send",
+        "blksize",
+        "blocks",
+        "data",
+        "kept",
+    )
 
     def __init__(self, data: bytes, blksize: int) -> None:
         self.data = data
         self.blksize = blksize
         self.blocks = len(data) // blksize + 1
+        self.kept = len(data) <= _LARGE and blksize >= DEFAULT_BLKSIZE
+        """True where frames stay once made, and are worth sharing with later transfers."""
         self._per_send = min(MAX_SEGMENTS, max(1, MAX_SEND // (blksize + 4)))
         # Whole windows of the usual sizes, 1 to 64, fit a chunk side by side.
         self._per_chunk = max(1, min(MAX_SEGMENTS, _CHUNK // blksize))
-        kept = len(data) <= _LARGE and blksize >= DEFAULT_BLKSIZE
-        self._chunks: dict[int, memoryview] | None = {} if kept else None
+        self._chunks: dict[int, memoryview] = {}
+        self._bursts: dict[tuple[int, int], tuple[Burst, ...]] = {}
 
-    def bursts(self, first: int, count: int) -> Iterator[Burst]:
-        """Blocks `first` to ``first + count - 1``, all of which the file has, in few sends."""
+    def bursts(self, first: int, count: int) -> tuple[Burst, ...]:
+        """Blocks `first` to ``first + count - 1``, all of which the file has, in few sends.
+
+        A rack asks for the same windows of the same loader: what was made once is found again, as
+        many windows as there are blocks.
+        """
+        key = (first, count)
+        found = self._bursts.get(key)
+        if found is None:
+            found = tuple(self._make(first - 1, first - 1 + count))
+            if self.kept and len(self._bursts) < self.blocks:
+                self._bursts[key] = found
+        return found
+
+    def _make(self, at: int, end: int) -> Iterator[Burst]:
         size = self.blksize + 4
-        at, end = first - 1, first - 1 + count
         while at < end:
             step = min(end - at, self._per_send)
-            if self._chunks is None:
-                yield Burst(self._frame(at, at + step), size)
-            else:
+            if self.kept:
                 index, offset = divmod(at, self._per_chunk)
                 step = min(step, self._per_chunk - offset)
                 start = offset * size
-                yield Burst(self._chunk(self._chunks, index)[start : start + step * size], size)
+                yield Burst(self._chunk(index)[start : start + step * size], size)
+            else:
+                yield Burst(self._frame(at, at + step), size)
             at += step
 
-    @property
-    def kept(self) -> bool:
-        """True where the frames stay once made, and are worth sharing with later transfers."""
-        return self._chunks is not None
-
-    def _chunk(self, chunks: dict[int, memoryview], index: int) -> memoryview:
-        chunk = chunks.get(index)
+    def _chunk(self, index: int) -> memoryview:
+        chunk = self._chunks.get(index)
         if chunk is None:
             start = index * self._per_chunk
             end = min(start + self._per_chunk, self.blocks)
-            chunk = chunks[index] = memoryview(self._frame(start, end))
+            chunk = self._chunks[index] = memoryview(self._frame(start, end))
         return chunk
 
     def _frame(self, start: int, end: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from ipaddress import IPv4Address
+from math import inf
 from typing import Final, Protocol
 
 from bootd.boots.timeline import Step
@@ -21,8 +22,6 @@ FIRST_PORT: Final = 1024
 _STRANGERS: Final = 8
 """Wrong senders that are told so, for each transfer."""
 _NOT_OURS: Final = wire.error(ErrorCode.UNKNOWN_TID, "unknown transfer")
-_EARLIER: Final = 0.0005
-"""Seconds; a deadline that moves less than this is not worth a new timer."""
 _SOONEST: Final = 0.001
 """Seconds: the event loop's timers count milliseconds."""
 
@@ -71,7 +70,7 @@ class Session:
         self._told_verified = False
         self._channel: Channel | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._timer_at = inf
         self._strangers = 0
 
     @property
@@ -151,20 +150,21 @@ class Session:
         deadline = transfer.deadline
         if deadline is None:
             self.end()
-        elif self._timer is None:
-            self._arm(deadline)
-        elif deadline < self._timer_at - _EARLIER:
-            self._timer.cancel()
+        elif deadline < self._timer_at:
             self._arm(deadline)
 
     def _arm(self, deadline: float) -> None:
-        """One timer, set anew when it runs out too early: cheaper than one for each window."""
+        """One timer that is left alone while deadlines only move back: cheaper than a new one for
+        each window."""
+        if self._timer is not None:
+            self._timer.cancel()
         delay = max(deadline - self._now(), _SOONEST)
         self._timer_at = deadline
         self._timer = asyncio.get_running_loop().call_later(delay, self._ring)
 
     def _ring(self) -> None:
         self._timer = None
+        self._timer_at = inf
         try:
             self._expire()
         except Exception:

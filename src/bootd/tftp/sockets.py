@@ -170,6 +170,7 @@ class OwnChannel:
         sock = self._sock = _udp_socket()
         try:
             sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+            self._receive, self._send = sock.recvfrom, sock.sendto
             self._segments = segment is not None and _set_segment(sock, segment)
             sock.bind((str(local), 0))
             self._loop.add_reader(sock.fileno(), self.read)
@@ -180,7 +181,7 @@ class OwnChannel:
     def read(self) -> bool:
         """Take in one datagram or error; False where there was none."""
         try:
-            datagram, source = self._sock.recvfrom(_LARGEST_REPLY)
+            datagram, source = self._receive(_LARGEST_REPLY)
         except BlockingIOError:
             return False
         except OSError:
@@ -192,20 +193,27 @@ class OwnChannel:
         answer = self._owner.stranger(datagram, source)
         if answer is not None:
             with suppress(OSError):
-                self._sock.sendto(answer, source)
+                self._send(answer, source)
         return True
 
     def send(self, burst: Burst) -> None:
         """Send; what can't be sent is lost."""
-        if len(burst.payload) <= burst.size or self._segments:
-            error = self._try(burst.payload)
-            if error is None or error not in _NOT_SEGMENTED or not self._segments:
+        if self._segments or len(burst.payload) <= burst.size:
+            try:
+                self._send(burst.payload, self._peer)
+            except OSError as exc:
+                if self._failed(exc, burst.payload) not in _NOT_SEGMENTED or not self._segments:
+                    return
+            else:
                 return
             self._segments = False
             with suppress(OSError):
                 self._sock.setsockopt(_SOL_UDP, _UDP_SEGMENT, 0)
         for datagram in burst.datagrams():
-            self._try(datagram)
+            try:
+                self._send(datagram, self._peer)
+            except OSError as exc:
+                self._failed(exc, datagram)
 
     def drain(self) -> None:
         """Hand over what has already arrived and waits to be read."""
@@ -219,20 +227,13 @@ class OwnChannel:
             self._loop.remove_reader(self._sock.fileno())
             self._sock.close()
 
-    def _try(self, payload: bytes | memoryview) -> int | None:
-        """Send; the error's number where it could not be. A refusal of something sent earlier,
-        maybe to a stranger, comes up here first and costs a second try."""
-        for _ in range(2):
-            try:
-                self._sock.sendto(payload, self._peer)
-            except ConnectionError:
-                if self._read_errors():
-                    break
-            except OSError as exc:
-                return exc.errno
-            else:
-                break
-        return None
+    def _failed(self, error: OSError, payload: bytes | memoryview) -> int | None:
+        """The number of the error of a send. A refusal of what was sent earlier, maybe to a
+        stranger, comes up at the next send: that one is made again."""
+        if isinstance(error, ConnectionError) and not self._read_errors():
+            with suppress(OSError):
+                self._send(payload, self._peer)
+        return error.errno
 
     def _read_errors(self) -> bool:
         """ICMP answers to what we sent; True where the client's host refuses it.

@@ -129,6 +129,7 @@ class Transfer:
         "_unverified_left",
         "_variation",
         "_wait",
+        "_windowsize",
         "datagrams",
         "deadline",
         "error",
@@ -162,8 +163,9 @@ class Transfer:
         self._backoff = 1
         self._smoothed = self._variation = 0.0
         self._wait = terms.timeout
+        self._windowsize = terms.windowsize
         self._unverified_left = MAX_UNVERIFIED
-        self._out: list[Burst] = []
+        self._out: tuple[Burst, ...] = ()
         self._send_first(now)
 
     @property
@@ -176,9 +178,9 @@ class Transfer:
         """When the client last got further."""
         return self._progress
 
-    def take(self) -> list[Burst]:
+    def take(self) -> tuple[Burst, ...]:
         """What to send now; call it after `receive`, `tick` and the others."""
-        out, self._out = self._out, []
+        out, self._out = self._out, ()
         return out
 
     def receive(self, datagram: bytes, now: float) -> None:
@@ -230,7 +232,7 @@ class Transfer:
         if self.outcome is not None:
             return
         if self.verified and outcome is Outcome.STOPPED:
-            self._out.append(_single(wire.error(ErrorCode.UNDEFINED, "server is stopping")))
+            self._out += (_single(wire.error(ErrorCode.UNDEFINED, "server is stopping")),)
         self._end(outcome)
 
     # ---- before the first acknowledgement --------------------------------------------------------
@@ -240,7 +242,7 @@ class Transfer:
             self._unverified_left -= 1
             self._clean = self.datagrams == 0
             if self.terms.options:
-                self._out.append(_single(wire.oack(self.terms.options)))
+                self._out += (_single(wire.oack(self.terms.options)),)
                 self.datagrams += 1
             else:
                 self._send_blocks(1)
@@ -260,7 +262,8 @@ class Transfer:
         if blocks:
             self._acknowledge(blocks, now)
         else:
-            self._measure(now)
+            if self._clean:
+                self._measure(now)
             self._progress = now
             self._send_window(now)
 
@@ -268,19 +271,20 @@ class Transfer:
 
     def _acknowledge(self, ahead: int, now: float) -> None:
         """An ACK `ahead` blocks past what is acknowledged, modulo 65,536."""
-        if 1 <= ahead <= self._highest - self._base:
-            self._measure(now)
+        outstanding = self._highest - self._base
+        if 1 <= ahead <= outstanding:
+            if self._clean:
+                self._measure(now)
             self._base += ahead
             self._progress = now
             self._backoff = 1
             self._asked = False
-            if self._base == self._highest:
-                if self._base == self.frames.blocks:
-                    self._end(Outcome.OK)
-                else:
-                    self._send_window(now)
-                return
-            self._doubt(now + max(self._smoothed / 4, _COMPLAINT))
+            if ahead < outstanding:
+                self._doubt(now + max(self._smoothed / 4, _COMPLAINT))
+            elif self._base == self.frames.blocks:
+                self._end(Outcome.OK)
+            else:
+                self._send_window(now)
         elif ahead == 0 and self._complains(now):
             when = now + max(self._smoothed / 2, _COMPLAINT)
             self._doubt(when if self.deadline is None else min(when, self.deadline))
@@ -291,7 +295,7 @@ class Transfer:
         """True where a repeated ACK may say that the window's first block was lost: it took a way
         there and back, and there is a window to complain about."""
         return (
-            self.terms.windowsize > 1
+            self._windowsize > 1
             and self._doubted != self._base
             and now - self._sent_at >= max(self._smoothed / 2, _COMPLAINT)
         )
@@ -303,17 +307,22 @@ class Transfer:
         self.deadline = when
 
     def _send_window(self, now: float) -> None:
+        count = self.frames.blocks - self._base
+        if count > self._windowsize:
+            count = self._windowsize
         self._clean = self._base >= self._peak
         self._doubting = False
-        self._send_blocks(min(self.terms.windowsize, self.frames.blocks - self._base))
+        self._send_blocks(count)
         self._sent_at = now
-        wait = min(self._wait * self._backoff, MAX_TIMEOUT)
-        self.deadline = min(now + wait, self._progress + STALLED)
+        wait = self._wait
+        if self._backoff > 1:
+            wait = min(wait * self._backoff, MAX_TIMEOUT, self._progress + STALLED - now)
+        self.deadline = now + wait
 
     def _ask(self, now: float) -> None:
         """Send the window's last block alone: whether its ACK or a block was lost, the client
         answers with where it is, for one datagram instead of the whole window."""
-        self._out.extend(self.frames.bursts(self._highest, 1))
+        self._out += self.frames.bursts(self._highest, 1)
         self.datagrams += 1
         self.retransmits += 1
         self._asked = True
@@ -324,7 +333,7 @@ class Transfer:
     def _send_blocks(self, count: int) -> None:
         first = self._base + 1
         self._highest = last = self._base + count
-        self._out.extend(self.frames.bursts(first, count))
+        self._out += self.frames.bursts(first, count)
         self.datagrams += count
         if self._peak >= first:
             self.retransmits += min(last, self._peak) - self._base
@@ -332,18 +341,17 @@ class Transfer:
             self._peak = last
 
     def _measure(self, now: float) -> None:
-        """Smooth the time from window to ACK as RFC 6298 does; a repeated window measures nothing,
-        for its ACK may be the first one's (Karn)."""
-        if not self._clean:
-            return
+        """Smooth the time from window to ACK as RFC 6298 does. Not of a repeated window, whose ACK
+        may be the first one's (Karn)."""
         sample = now - self._sent_at
         if self._smoothed == 0.0:
             self._smoothed, self._variation = sample, sample / 2
         else:
-            self._variation += (abs(self._smoothed - sample) - self._variation) / 4
-            self._smoothed += (sample - self._smoothed) / 8
+            error = sample - self._smoothed
+            self._smoothed += error / 8
+            self._variation += (abs(error) - self._variation) / 4
         wait = self._smoothed + 4 * self._variation
-        self._wait = min(max(wait, MIN_TIMEOUT), MAX_TIMEOUT)
+        self._wait = MIN_TIMEOUT if wait < MIN_TIMEOUT else min(wait, MAX_TIMEOUT)
 
     # ---- the end ---------------------------------------------------------------------------------
 

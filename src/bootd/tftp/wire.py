@@ -115,7 +115,8 @@ def parse_reply(datagram: bytes) -> int | PeerError:
         raise WireError("truncated")
     opcode, number = _PAIR.unpack_from(datagram)
     if opcode == ACK:
-        return int(number)
+        acknowledged: int = number
+        return acknowledged
     if opcode == ERROR:
         text = datagram[4 : 4 + MAX_TEXT].split(b"\0", 1)[0]
         return PeerError(number, text.decode("utf-8", "replace"))
