@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ class Bench:
 
     def __init__(self, client: socket.socket, current: Current, unknown: Unknown) -> None:
         ids = iter(range(1, 1 << 30))
+        self.others = itertools.cycle(range(256))
         self.client = client
         self.current = current
         self.unknown = unknown
@@ -59,7 +61,7 @@ class Bench:
 
     async def handled(self, data: bytes) -> None:
         """Send what is not answered, and wait until it was handled: what follows is answered."""
-        other = b"\x02".ljust(16, b"\0")
+        other = bytes((2, 0, 0, 0, 0, next(self.others))).ljust(16, b"\0")
         self.send(data)
         reply = await self.ask(encode(ipxe(chaddr=other)))
         while decode(reply).chaddr != other:

@@ -282,7 +282,7 @@ class Interfaces:
             reply = self._questions.recv(_RECEIVE_SIZE)
         except OSError:
             return None
-        return _read_neighbour(reply)
+        return read_neighbour(reply)
 
 
 def _netlink(groups: int) -> socket.socket:
@@ -296,7 +296,7 @@ def _netlink(groups: int) -> socket.socket:
     return sock
 
 
-def _read_neighbour(reply: bytes) -> Mac | None:
+def read_neighbour(reply: bytes) -> Mac | None:
     """The link-layer address of an RTM_NEWNEIGH whose entry is valid."""
     if len(reply) < _NLMSG.size + _NDMSG.size:
         return None

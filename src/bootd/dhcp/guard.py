@@ -12,8 +12,9 @@ from typing import Final
 from bootd.model import Mac
 
 MAX_SENDERS: Final = 16384
-ANSWERS_PER_SECOND: Final = 100
-"""For one MAC. A machine that boots sends some ten packets a minute."""
+ANSWERS_PER_SECOND: Final = 500
+"""For one MAC. A machine that boots sends some ten packets a minute, but whoever pretends to be it
+should have to work for keeping its answers away."""
 LINES_PER_MINUTE: Final = 20
 """In the log, for one MAC."""
 LOOP_OFFERS: Final = 3
@@ -25,24 +26,28 @@ LOOP_WINDOW: Final = 120.0
 class Sender:
     """One MAC address: what was last said of it, and how often it was answered."""
 
-    __slots__ = ("answers", "lines", "looped", "minute", "said", "second", "stages", "xid")
+    __slots__ = ("at", "left", "lines", "looped", "minute", "said", "stages", "xid")
 
     def __init__(self) -> None:
         self.said: object = None
         self.minute = 0.0
         self.lines = 0
-        self.second = 0.0
-        self.answers = 0
+        self.at = 0.0
+        self.left = float(ANSWERS_PER_SECOND)
         self.xid = -1
         self.stages: deque[float] | None = None
         self.looped: float | None = None
 
     def allowed(self, now: float) -> bool:
-        """Count one answer; False where this second had its share already."""
-        if now - self.second >= 1.0:
-            self.second, self.answers = now, 0
-        self.answers += 1
-        return self.answers <= ANSWERS_PER_SECOND
+        """Count one answer; False where there were too many lately. The allowance comes back bit by
+        bit, so that the machine itself is heard as soon as whoever pretends to be it is quiet."""
+        left = self.left + (now - self.at) * ANSWERS_PER_SECOND
+        self.at = now
+        if left < 1.0:
+            self.left = left
+            return False
+        self.left = (left if left < ANSWERS_PER_SECOND else ANSWERS_PER_SECOND) - 1.0
+        return True
 
     def news(self, what: object, now: float) -> bool:
         """True where `what` differs from what was said of this sender last, and is worth a line:

@@ -107,9 +107,11 @@ class Report:
             held_back=self._strangers.take_held_back() or None,
         )
 
-    def relay(self, giaddr: bytes, source: str) -> None:
+    def relay(self, giaddr: bytes, source: str, now: float) -> None:
         """A relay agent that the settings do not name asks: said once for each."""
         if giaddr in self._relays or len(self._relays) >= _RELAYS:
+            return
+        if not self._strangers.take(now):
             return
         self._relays.add(giaddr)
         _log.warning(

@@ -303,7 +303,7 @@ class DhcpServer:
         metrics.DHCP_IGNORED.inc(ignore.reason)
         client = ignore.client
         if ignore.reason == "relay-not-listed":
-            self._report.relay(message.giaddr, datagram.source[0])
+            self._report.relay(message.giaddr, datagram.source[0], now)
         if client is None or client.mac is None:
             return
         if datagram.source[1] == registry.settings.dhcp.client_port:
