@@ -28,6 +28,7 @@ from bootd.tftp.content import Content, Missing, find
 from bootd.tftp.frames import Burst, FrameStore
 from bootd.tftp.session import FIRST_PORT, Session
 from bootd.tftp.sockets import Arrival, Listener, OwnChannel, SharedChannel
+from bootd.tftp.timers import Timers
 from bootd.tftp.transfer import Limits, Outcome, Transfer, negotiate
 from bootd.tftp.wire import ReadRequest, WireError
 
@@ -81,6 +82,7 @@ class TftpServer:
         self._group: asyncio.TaskGroup | None = None
         self._places: Places[Session] = Places()
         self._frames = FrameStore()
+        self._timers = Timers(now)
         self._lines = Lines(*_REFUSALS)
         self._draining = False
         self._idle = asyncio.Event()
@@ -212,7 +214,13 @@ class TftpServer:
         if victim is not None:
             victim.abort(Outcome.EVICTED)
         session = Session(
-            request, peer, arrival.local, arrival.interface, keeper=self, now=self._now
+            request,
+            peer,
+            arrival.local,
+            arrival.interface,
+            keeper=self,
+            timers=self._timers,
+            now=self._now,
         )
         self._places.add(peer, session)
         metrics.TRANSFERS.labels("tftp").inc()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from math import inf
@@ -13,6 +12,7 @@ from bootd.model import Mac
 from bootd.tftp import wire
 from bootd.tftp.admission import Peer
 from bootd.tftp.sockets import Channel
+from bootd.tftp.timers import Timers
 from bootd.tftp.transfer import Outcome, Transfer
 from bootd.tftp.wire import ErrorCode, ReadRequest
 
@@ -22,8 +22,6 @@ FIRST_PORT: Final = 1024
 _STRANGERS: Final = 8
 """Wrong senders that are told so, for each transfer."""
 _NOT_OURS: Final = wire.error(ErrorCode.UNKNOWN_TID, "unknown transfer")
-_SOONEST: Final = 0.001
-"""Seconds: the event loop's timers count milliseconds."""
 
 
 class Keeper(Protocol):
@@ -51,6 +49,7 @@ class Session:
         interface: int,
         *,
         keeper: Keeper,
+        timers: Timers,
         now: Callable[[], float],
     ) -> None:
         self.request = request
@@ -62,6 +61,7 @@ class Session:
         self.mac: Mac | None = None
         self.step: Step | None = None
         self.transfer: Transfer | None = None
+        self.due = 0
         self.closed = False
         self.shared = False
         """True where the listening port hears the client (``single_port``)."""
@@ -69,8 +69,8 @@ class Session:
         self._now = now
         self._told_verified = False
         self._channel: Channel | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = inf
+        self._timers = timers
+        self._rings_at = inf
         self._strangers = 0
 
     @property
@@ -134,9 +134,7 @@ class Session:
         if self.closed:
             return
         self.closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timers.cancel(self)
         if self._channel is not None:
             self._channel.close()
         self._keeper.ended(self)
@@ -150,21 +148,13 @@ class Session:
         deadline = transfer.deadline
         if deadline is None:
             self.end()
-        elif deadline < self._timer_at:
-            self._arm(deadline)
+        elif deadline < self._rings_at:  # one that moved back is looked at when it would have rung
+            self._rings_at = deadline
+            self._timers.set(self, deadline)
 
-    def _arm(self, deadline: float) -> None:
-        """One timer that is left alone while deadlines only move back: cheaper than a new one for
-        each window."""
-        if self._timer is not None:
-            self._timer.cancel()
-        delay = max(deadline - self._now(), _SOONEST)
-        self._timer_at = deadline
-        self._timer = asyncio.get_running_loop().call_later(delay, self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
-        self._timer_at = inf
+    def ring(self) -> None:
+        """The deadline has passed, or one that was then moved back."""
+        self._rings_at = inf
         try:
             self._expire()
         except Exception:
