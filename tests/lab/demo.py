@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bootd.log import human
+from bootd.sinks import human
 from tests.lab import image
 from tests.lab.console import Line
 from tests.lab.lab import CAPTURE, Lab
