@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,6 +226,22 @@ async def test_a_file_that_never_rests_is_refused(
     with pytest.raises(Refused) as refusal:
         await store.get("x")
     assert refusal.value.reason == "changing"
+
+
+def test_without_descriptors_it_is_busy_not_missing(root: Path) -> None:
+    (root / "x").write_bytes(b"loader")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    for limit in (lowest, lowest + 1):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            with pytest.raises(Refused) as refusal:
+                open_beneath(os.fspath(root), "x")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert refusal.value.reason == "busy"
+        assert refusal.value.transient
 
 
 def test_the_read_goes_on_after_a_short_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
+from random import Random
 from types import MappingProxyType
 from typing import Any
 
@@ -246,6 +248,22 @@ async def test_a_lost_packet_is_sent_again_within_milliseconds(root: Path) -> No
         assert again == first
 
 
+async def test_an_answer_that_waited_while_the_loop_was_busy_is_read_before_anything_is_repeated(
+    root: Path,
+) -> None:
+    async with bench(root) as made:
+        with client(made.address) as someone:
+            someone.ask(b"snponly.efi", (b"blksize", b"1468"))
+            _, peer = await someone.hear()
+            someone.send(ack(0), peer)
+            for block in range(1, 20):
+                packet, _ = await someone.hear()
+                assert int.from_bytes(packet[2:4]) == block
+                someone.send(ack(block), peer)
+                time.sleep(0.015)  # noqa: ASYNC251 -- past the transfer's deadline, on purpose
+            assert someone.queue.empty()
+
+
 # ---- refusing ------------------------------------------------------------------------------------
 
 
@@ -460,6 +478,25 @@ async def test_the_place_is_given_back_however_it_ends(root: Path) -> None:
             metrics.REGISTRY.get_sample_value("bootd_transfers_in_flight", {"protocol": "tftp"})
             == 0
         )
+
+
+async def test_any_datagrams_leave_it_answering(root: Path) -> None:
+    random = Random(1)
+    good = [wire.request(b"52-54-00-12-34-56/snponly.efi", EDK2), wire.request(b"snponly.efi")]
+    before = metrics.REGISTRY.get_sample_value("bootd_exceptions_total", {"where": "tftp"})
+    async with bench(root) as made:
+        with client(made.address) as mad, client(made.address) as someone:
+            for number in range(3000):
+                packet = bytearray(random.choice(good))
+                for _ in range(random.randrange(1, 8)):
+                    packet[random.randrange(len(packet))] = random.choice((0, 1, 46, 47, 57, 255))
+                mad.send(bytes(packet[: random.randrange(len(packet) + 1)]))
+                if number % 50 == 0:
+                    await made.answering()
+            assert await someone.read(b"snponly.efi", (b"blksize", b"1400")) == LOADER
+        assert len(made.server._places) <= 8
+    after = metrics.REGISTRY.get_sample_value("bootd_exceptions_total", {"where": "tftp"})
+    assert after == before
 
 
 # ---- sending -------------------------------------------------------------------------------------

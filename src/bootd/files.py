@@ -47,13 +47,15 @@ class Refused(Exception):
     """There is something of that name, and it is not served; `reason` is one word.
 
     ``outside`` (a link that leaves the folder), ``not-a-file``, ``not-readable`` (to everyone),
-    ``too-large``, ``changing`` (someone writes it in place: ask again) or ``io-error``.
+    ``too-large``, ``changing`` (someone writes it in place), ``busy`` (no descriptor or memory
+    left) or ``io-error``. `transient` says that asking again may help.
     """
 
     def __init__(self, reason: str, name: str) -> None:
         super().__init__(f"{name}: {reason}")
         self.reason = reason
         self.name = name
+        self.transient = reason in ("changing", "busy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,10 @@ _REASONS: Final[Mapping[int, str]] = {
     errno.ELOOP: "outside",
     errno.EACCES: "not-readable",
     errno.ENXIO: "not-a-file",  # a socket
+    errno.EMFILE: "busy",
+    errno.ENFILE: "busy",
+    errno.ENOMEM: "busy",
+    errno.EAGAIN: "busy",
 }
 
 
@@ -246,16 +252,14 @@ def open_beneath(root: str, name: str) -> int:
     """
     try:
         folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as exc:
-        raise NotFound(name) from exc
-    try:
-        return _openat2(folder, name)
+        try:
+            return _openat2(folder, name)
+        finally:
+            os.close(folder)
     except OSError as exc:
         if exc.errno in _ABSENT:
             raise NotFound(name) from exc
         raise Refused(_REASONS.get(exc.errno or 0, "io-error"), name) from exc
-    finally:
-        os.close(folder)
 
 
 def _openat2(folder: int, name: str) -> int:

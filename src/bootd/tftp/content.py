@@ -72,6 +72,6 @@ async def _load(store: LoaderFiles, names: tuple[str, ...], mac: Mac | None) -> 
     except files.NotFound:
         raise Missing("not-found", name, ErrorCode.NOT_FOUND, mac, optional=optional) from None
     except files.Refused as refused:
-        code = None if refused.reason == "changing" else ErrorCode.ACCESS_VIOLATION
+        code = None if refused.transient else ErrorCode.ACCESS_VIOLATION
         raise Missing(refused.reason, name, code, mac, optional=optional) from None
     return Content(name, loaded.data, mac)
