@@ -19,15 +19,16 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from ipaddress import IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from tests.lab.console import Line
-from tests.lab.dhcp import DhcpServer
+from tests.lab.dhcp import DhcpServer, Site
 from tests.lab.machine import Firmware, Machine
 from tests.lab.netns import Network
-from tests.lab.run import Program, is_alive
+from tests.lab.run import Program, is_alive, run
 from tests.lab.server import Event, Server
 
 CAPTURE: Final = "capture.pcap"
@@ -39,19 +40,21 @@ _CAPTURED: Final = "arp or icmp or udp or tcp[tcpflags] & (tcp-syn|tcp-fin|tcp-r
 class Lab:
     """Use as an async context manager; nothing is started by the constructor.
 
-    `hear` is called with a machine's name and each line of its console, `listen` with each event of
-    bootd's log.
+    `site` says who gives addresses. `hear` is called with a machine's name and each line of its
+    console, `listen` with each event of bootd's log.
     """
 
     def __init__(
         self,
         *,
+        site: Site = Site.DNSMASQ,
         keep: Path | None = None,
         keep_always: bool = False,
         hear: Callable[[str, Line], None] | None = None,
         listen: Callable[[Event], None] | None = None,
     ) -> None:
         self.network = Network()
+        self.networks = [self.network]
         self.machines: dict[str, Machine] = {}
         self.failed = False
         self._keep = keep
@@ -60,18 +63,14 @@ class Lab:
         self._stack = AsyncExitStack()
         _sweep_folders()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
-        self.dhcp = DhcpServer(self.network, self.folder)
+        self.dhcp = DhcpServer(self.network, self.folder, site)
         self.server = Server(self.network, self.folder, listen=listen, ended=self._server_ended)
 
     async def __aenter__(self) -> Self:
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self._stack.callback(self._keep_logs)
         try:
-            self._stack.callback(self.network.down)
-            self.network.up()
-            await self._capture()
-            self._stack.push_async_callback(self.dhcp.stop)
-            await self.dhcp.start()
+            await self._up(self.network, self.dhcp, CAPTURE)
             self._stack.push_async_callback(self.server.stop)
         except BaseException:
             self.failed = True
@@ -88,16 +87,30 @@ class Lab:
         self.failed = self.failed or error is not None
         await self._stack.aclose()
 
+    async def add_network(self, addresses: IPv4Network) -> Network:
+        """A second network, with a DHCP server of its own: the boot server's eth1 is in it."""
+        network = Network(addresses, beside=self.network)
+        self.networks.append(network)
+        await self._up(network, DhcpServer(network, self.folder), f"{network.device}-{CAPTURE}")
+        return network
+
     async def power_on(
-        self, name: str, mac: str, firmware: Firmware, *, memory: int = 512
+        self,
+        name: str,
+        mac: str,
+        firmware: Firmware,
+        *,
+        memory: int = 512,
+        network: Network | None = None,
     ) -> Machine:
-        """A new diskless machine, powered on; `memory` in MiB."""
+        """A new diskless machine, powered on; `memory` in MiB, `network` the first where none is
+        named."""
         hear = self._hear
         machine = Machine(
             name,
             mac,
             firmware,
-            network=self.network,
+            network=network or self.network,
             folder=self.folder / "machines" / name,
             memory=memory,
             listen=(lambda line: hear(name, line)) if hear is not None else None,
@@ -107,12 +120,25 @@ class Lab:
         await machine.power_on()
         return machine
 
-    async def _capture(self) -> None:
+    def captured(self, expression: str, *options: str) -> list[str]:
+        """What tcpdump says of the packets of the first network that `expression` (a capture
+        filter) finds: one line each, or more where `options` ask for them."""
+        packets = str(self.folder / CAPTURE)
+        return run("tcpdump", "-n", "-r", packets, *options, expression).splitlines()
+
+    async def _up(self, network: Network, dhcp: DhcpServer, capture: str) -> None:
+        self._stack.callback(network.down)
+        network.up()
+        await self._capture(network, capture)
+        self._stack.push_async_callback(dhcp.stop)
+        await dhcp.start()
+
+    async def _capture(self, network: Network, name: str) -> None:
         tcpdump = await Program.start(
             "tcpdump",
             ["tcpdump", "-i", "br0", "-Z", "root", "-U", "-s", "700",
-             "-w", str(self.folder / CAPTURE), _CAPTURED],
-            namespace=self.network.lan,
+             "-w", str(self.folder / name), _CAPTURED],
+            namespace=network.lan,
             log=self.folder / "tcpdump.log",
         )  # fmt: skip
         self._stack.push_async_callback(tcpdump.stop)

@@ -47,12 +47,20 @@ class Network:
     """Three namespaces and what joins them; `up` makes them, `down` removes them.
 
     The plan of addresses in `addresses`: .1 the DHCP server, which is also the router; .2 the boot
-    server; .100 to .199 leases. The router has `prefix6` as well.
+    server; .100 to .199 leases. The router has `prefix6` as well. A second network is made `beside`
+    the first: it has the same boot server, whose `device` there is eth1.
     """
 
-    def __init__(self, addresses: IPv4Network = ADDRESSES) -> None:
+    def __init__(
+        self, addresses: IPv4Network = ADDRESSES, *, beside: Network | None = None
+    ) -> None:
         prefix = f"bd{os.getpid()}-{next(_numbers)}"
         self.lan, self.dhcp, self.boot = (f"{prefix}-{role}" for role in ROLES)
+        self.device = "eth0"
+        self._own = [self.lan, self.dhcp, self.boot]
+        if beside is not None:
+            self.boot, self.device = beside.boot, "eth1"
+            self._own = [self.lan, self.dhcp]
         self.addresses = addresses
         self.router = self._interface(1)
         self.server = self._interface(2)
@@ -85,21 +93,21 @@ class Network:
             raise
 
     def _build(self) -> None:
-        for namespace in (self.lan, self.dhcp, self.boot):
+        for namespace in self._own:
             run("ip", "netns", "add", namespace)
             run("ip", "-n", namespace, "link", "set", "lo", "up")
         # No forward delay: a machine that PXE boots does not wait for a bridge to learn.
         run("ip", "-n", self.lan, "link", "add", "br0", "type", "bridge", "forward_delay", "0")
         run("ip", "-n", self.lan, "link", "set", "br0", "up")
-        for namespace, port, address in (
-            (self.dhcp, "to-dhcp", self.router),
-            (self.boot, "to-boot", self.server),
+        for namespace, port, device, address in (
+            (self.dhcp, "to-dhcp", "eth0", self.router),
+            (self.boot, "to-boot", self.device, self.server),
         ):
             run("ip", "-n", self.lan, "link", "add", port, "type", "veth",
-                "peer", "name", "eth0", "netns", namespace)  # fmt: skip
+                "peer", "name", device, "netns", namespace)  # fmt: skip
             run("ip", "-n", self.lan, "link", "set", port, "master", "br0", "up")
-            run("ip", "-n", namespace, "address", "add", str(address), "dev", "eth0")
-            run("ip", "-n", namespace, "link", "set", "eth0", "up")
+            run("ip", "-n", namespace, "address", "add", str(address), "dev", device)
+            run("ip", "-n", namespace, "link", "set", device, "up")
         router6 = f"{self.prefix6[1]}/{self.prefix6.prefixlen}"
         run("ip", "-n", self.dhcp, "address", "add", router6, "dev", "eth0", "nodad")
 
@@ -113,6 +121,6 @@ class Network:
     def down(self) -> None:
         """Remove the namespaces, and with them every device; twice is fine."""
         there = set(_names())
-        for namespace in (self.lan, self.dhcp, self.boot):
+        for namespace in self._own:
             if namespace in there:
                 run("ip", "netns", "delete", namespace)
