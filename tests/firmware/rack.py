@@ -29,6 +29,12 @@ def failures(request: pytest.FixtureRequest) -> Path:
     return ROOT / "build" / "failures" / request.path.stem
 
 
+def chaddr(mac: str) -> str:
+    """A capture filter for DHCP packets about this hardware address, from and to it."""
+    octets = mac.replace(":", "")
+    return f"udp and (udp[36:4] = 0x{octets[:8]} and udp[40:2] = 0x{octets[8:]})"
+
+
 async def until_up(machine: Machine, node: str) -> IPv4Address:
     """Wait until the node's init has read its overlay and reported up; the address it has."""
     words = await machine.wait_for(
