@@ -21,7 +21,7 @@ from bootd.dhcp import server
 from bootd.dhcp.guard import ANSWERS_PER_SECOND, LOOP_OFFERS
 from bootd.dhcp.server import DhcpServer
 from bootd.dhcp.wire import decode, encode
-from bootd.model import DhcpMode, Node, ServerAddress, StartError
+from bootd.model import DhcpMode, Mac, Node, ServerAddress, StartError
 from bootd.net import Interfaces
 from bootd.registry import Current, Registry
 from tests.dhcp_messages import DASHED, MAC, discover, ipxe, message, registry
@@ -97,6 +97,11 @@ async def bench(*nodes: Node, **dhcp: Any) -> AsyncIterator[Bench]:
             await made.net.stop(0.0)
 
 
+def faults() -> float:
+    name, labels = "bootd_exceptions_total", {"where": "dhcp-packet"}
+    return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
+
+
 def ignored(reason: str) -> float:
     return metrics.REGISTRY.get_sample_value("bootd_dhcp_ignored_total", {"reason": reason}) or 0.0
 
@@ -163,24 +168,26 @@ async def test_what_is_no_dhcp_is_counted_and_the_next_packet_is_answered() -> N
         assert ignored("no-cookie") == before + 1
 
 
-async def test_a_fault_of_ours_costs_one_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_of_ours_costs_one_packet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with bench() as made:
+        note = made.boots.note
 
-        def broken(*_: object) -> None:
-            raise RuntimeError("planted")
+        def broken(mac: Mac, *rest: Any, **more: Any) -> Any:
+            if mac == MAC:
+                raise RuntimeError("planted")
+            return note(mac, *rest, **more)
 
-        made.server._on_boot = broken
-        before = metrics.REGISTRY.get_sample_value(
-            "bootd_exceptions_total", {"where": "dhcp-packet"}
-        )
-        made.send(discover())
-        reply = await made.ask(encode(ipxe(chaddr=b"\x02".ljust(16, b"\0"))))
+        monkeypatch.setattr(made.boots, "note", broken)
+        before = faults()
+        for _ in range(3):
+            await made.handled(discover())
 
-        assert reply
-        after = metrics.REGISTRY.get_sample_value(
-            "bootd_exceptions_total", {"where": "dhcp-packet"}
-        )
-        assert after == (before or 0) + 1
+        assert faults() == before + 3
+    said = capsys.readouterr().out
+    assert said.count("dhcp.fault") == 1
+    assert discover().hex() in said
 
 
 async def test_beside_a_server_that_has_the_port_a_packet_socket_is_used(

@@ -43,6 +43,8 @@ _ANSWER_BATCH: Final = 32
 _LINES_BUSY, _LINES_IDLE = 1, 16
 """Log lines of one turn, while packets wait and while none do."""
 _LINES_AT_END: Final = 1000
+_BEGUN_BUSY, _BEGUN_IDLE = 1, 4
+"""Boots that are told to `on_boot` in one turn, likewise."""
 _QUEUE: Final = 8192
 _ROUTES: Final = 1024
 _KEPT_BYTES: Final = 16 << 20
@@ -68,8 +70,8 @@ class _Route:
 class DhcpServer:
     """Answers boot clients on ``dhcp.port`` and ``dhcp.pxe_port``.
 
-    `on_boot` is called when a boot of a known node begins, to warm what it will ask for. `unknown`
-    is told of machines that no node names.
+    `on_boot` is called when a boot of a known node has begun, to warm what it will ask for: soon,
+    but not before those that wait are answered. `unknown` is told of machines that no node names.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class DhcpServer:
         self._channels: list[Channel] = []
         self._queue: deque[tuple[Channel, Datagram]] = deque()
         self._scheduled = False
+        self._begun: deque[tuple[Registry, Node, ServerAddress]] = deque(maxlen=_QUEUE)
         self._senders = Senders()
         self._report = Report()
         self._routes: dict[tuple[int, int, tuple[str, int], bytes], _Route] = {}
@@ -127,6 +130,7 @@ class DhcpServer:
 
     def _close(self) -> None:
         self._queue.clear()
+        self._begun.clear()
         self._report.write(_LINES_AT_END)
         while self._channels:
             self._channels.pop().close()
@@ -158,9 +162,22 @@ class DhcpServer:
                 self._handle(channel, datagram, now)
             except Exception as exc:  # one packet never costs more than itself
                 self._report.fault("packet", exc, datagram.data)
-        if self._report.write(_LINES_BUSY if queue else _LINES_IDLE) or queue:
+        if self._afterwards(busy=bool(queue)) or queue:
             self._scheduled = True
             self._loop.call_soon(self._answer)
+
+    def _afterwards(self, *, busy: bool) -> bool:
+        """What no machine waits for: log lines, and warming what boots will ask for. True where
+        there is more of it."""
+        more = self._report.write(_LINES_BUSY if busy else _LINES_IDLE)
+        begun = self._begun
+        for _ in range(min(len(begun), _BEGUN_BUSY if busy else _BEGUN_IDLE)):
+            try:
+                assert self._on_boot is not None
+                self._on_boot(*begun.popleft())
+            except Exception as exc:  # a boot goes on without being warmed
+                self._report.fault("begin", exc)
+        return more or bool(begun)
 
     def _handle(self, channel: Channel, datagram: Datagram, now: float) -> None:
         registry = self._current.registry
@@ -276,7 +293,7 @@ class DhcpServer:
             boot.address = offer.lease
         self._boots.note(mac, Stage.DHCP, now, detail=offer.file)
         if boot is not before and known is not None and self._on_boot is not None:
-            self._on_boot(registry, known, us)
+            self._begun.append((registry, known, us))
         if known is None and self._unknown is not None:
             _introduce(self._unknown.heard(mac, now), offer.client, decode(datagram.data))
         if offer.first_stage:
