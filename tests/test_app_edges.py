@@ -12,7 +12,7 @@ import sys
 import pytest
 from structlog.testing import capture_logs
 
-from bootd import app, ports
+from bootd import ports
 from bootd.health import ExceptionHandler, feed_watchdog
 from bootd.model import DhcpSettings, HttpSettings, Settings, StartError, TftpSettings
 from bootd.notify import Notifier
@@ -60,18 +60,18 @@ def test_our_own_sockets_and_free_ports_have_no_holder() -> None:
 
 def test_a_taken_port_is_explained_with_who_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        ports, "holders", lambda protocol, port: ["dnsmasq (pid 7)"] if port == 69 else []
+        ports, "holders", lambda protocol, port: ["dnsmasq (pid 7)"] if port in (2, 69) else []
     )
     error = StartError("UDP port 69 is taken")
     error.__cause__ = OSError(errno.EADDRINUSE, "Address already in use")
     settings = Settings(http=HttpSettings(1), dhcp=DhcpSettings(port=2, pxe_port=3))
 
-    assert app.port_holders(error, settings) == [
+    assert ports.explain(error, settings) == [
         "UDP port 69 is held by dnsmasq (pid 7): stop it, or give bootd another port in bootd.yaml."
     ]
     off = Settings(http=settings.http, dhcp=settings.dhcp, tftp=TftpSettings(enabled=False))
-    assert app.port_holders(error, off) == []
-    assert app.port_holders(StartError("something else"), settings) == []
+    assert ports.explain(error, off) == []
+    assert ports.explain(StartError("something else"), settings) == []
 
 
 def test_a_flood_of_exceptions_is_a_handful_of_lines_and_a_count() -> None:

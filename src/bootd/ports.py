@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from bootd.model import Settings, StartError
 
 
 def holders(protocol: str, port: int, proc: Path = Path("/proc")) -> list[str]:
@@ -23,6 +27,27 @@ def holders(protocol: str, port: int, proc: Path = Path("/proc")) -> list[str]:
         if owner not in names and not owner.endswith(f"(pid {os.getpid()})"):
             names.append(owner)
     return names
+
+
+def explain(error: StartError, settings: Settings) -> list[str]:
+    """Sentences about who has the port that `error` names, where it comes from one that is taken.
+
+    Only that one: DHCP works beside another server on its port.
+    """
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "errno", None) != errno.EADDRINUSE:
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return []
+    ours = [("tcp", settings.http.port)]
+    ours += [("udp", settings.tftp.port)] if settings.tftp.enabled else []
+    ours += [("udp", settings.dhcp.port), ("udp", settings.dhcp.pxe_port)]
+    return [
+        f"{protocol.upper()} port {port} is held by {' and '.join(names)}: stop it, or give bootd "
+        f"another port in bootd.yaml."
+        for protocol, port in ours
+        if re.search(rf"\b{port}\b", str(error)) and (names := holders(protocol, port))
+    ]
 
 
 def _sockets(protocol: str, port: int, proc: Path) -> Iterator[tuple[str, int]]:
