@@ -13,8 +13,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from bootd import ports
+from bootd.app import FollowedBoots
 from bootd.health import ExceptionHandler, feed_watchdog
-from bootd.model import DhcpSettings, HttpSettings, Settings, StartError, TftpSettings
+from bootd.model import (
+    ClientKind,
+    DhcpSettings,
+    HttpSettings,
+    Settings,
+    StartError,
+    TftpSettings,
+    parse_mac,
+)
 from bootd.notify import Notifier
 
 HOLD = """
@@ -72,6 +81,17 @@ def test_a_taken_port_is_explained_with_who_has_it(monkeypatch: pytest.MonkeyPat
     off = Settings(http=settings.http, dhcp=settings.dhcp, tftp=TftpSettings(enabled=False))
     assert ports.explain(error, off) == []
     assert ports.explain(StartError("something else"), settings) == []
+
+
+def test_a_node_that_is_up_is_told_by_its_name_and_a_stranger_is_not() -> None:
+    told: list[str] = []
+    boots = FollowedBoots(new_id=lambda: "b")
+    boots.on_up = told.append
+
+    for mac, node in (("52:54:00:12:34:56", "n001"), ("52:54:00:12:34:57", None)):
+        boots.up(boots.discover(parse_mac(mac), node, ClientKind.PXE, 7, 0.0), 1.0)
+
+    assert told == ["n001"]
 
 
 def test_a_flood_of_exceptions_is_a_handful_of_lines_and_a_count() -> None:

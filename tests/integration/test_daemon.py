@@ -218,15 +218,29 @@ def test_a_reload_signal_before_the_daemon_is_ready_does_not_kill_it(tmp_path: P
         daemon.end()
 
 
-def _wait_for_python(pid: int) -> None:
-    """Until the process ignores or handles SIGHUP: the window before is the interpreter's own."""
+def test_ended_while_it_still_reads_its_files_it_goes_at_once(tmp_path: Path) -> None:
+    many = NODES + "".join(f"  m{number:05}: {{}}\n" for number in range(20000))
+    daemon = Daemon(tmp_path, nodes=many)
+    try:
+        daemon.launch()
+        _wait_for_python(daemon.pid, signal.SIGTERM)
+        daemon.signal(signal.SIGTERM)
+
+        assert daemon.wait(10) == 0
+        assert not (tmp_path / "run").exists()
+    finally:
+        daemon.end()
+
+
+def _wait_for_python(pid: int, number: signal.Signals = signal.SIGHUP) -> None:
+    """Until the process ignores or handles a signal: the window before is the interpreter's own."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         status = Path(f"/proc/{pid}/status").read_text()
         masks = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
-        if (int(masks["SigIgn"], 16) | int(masks["SigCgt"], 16)) & 1 << signal.SIGHUP - 1:
+        if (int(masks["SigIgn"], 16) | int(masks["SigCgt"], 16)) & 1 << number - 1:
             return
-    raise AssertionError("SIGHUP is never handled")
+    raise AssertionError(f"{number.name} is never handled")
 
 
 def test_files_that_it_makes_are_for_itself_alone(daemon: Daemon) -> None:
