@@ -104,6 +104,16 @@ BROKEN = [
         "{kernel: {args: [quiet, ~]}}",
         "nodes.yaml:2:33: nodes.n001.kernel.args[1]: nothing where text is expected",
     ),
+    of_node(
+        "a list without end",
+        "{kernel: {args: [" + "a, " * 1025 + "]}}",
+        "nodes.yaml:2:18: nodes.n001.kernel: args has 1025 entries; at most 1024 are read",
+    ),
+    of_node(
+        "a file of another kind",
+        "{" + ", ".join(f"k{i}: 1" for i in range(21)) + "}",
+        "nodes.yaml:2:9: nodes.n001: 21 unknown keys, as in 'k0', 'k1', 'k2'",
+    ),
     Broken(
         "mac in a profile",
         "profiles: {default: {mac: 52:54:00:00:00:01}}\n",

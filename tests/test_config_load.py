@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootd.config import files
+from bootd.config import files, validate
 from bootd.config.load import load, load_settings
 from bootd.config.source import MAX_BYTES
 from bootd.image.store import ImageStore
@@ -369,7 +369,16 @@ def test_more_faults_than_anyone_reads_are_counted(site: Site) -> None:
     found = site.faults()
 
     assert len(found) == 1001
-    assert found[-1] == "and 500 more faults"
+    assert found[-1] == "and more: only the first 1000 faults are told"
+
+
+def test_one_file_has_no_more_entries_than_the_limit(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate, "MAX_NODES", 3)
+    site.write("nodes.yaml", "nodes: {n1: , n2: , n3: , n4: }\n")
+
+    assert site.faults() == ["nodes.yaml:1:8: nodes: 4 entries; at most 3 are read"]
 
 
 def test_ports_of_services_that_are_off_may_be_anyones(site: Site) -> None:
@@ -400,6 +409,21 @@ def test_the_garbage_collector_runs_again_after_a_load(site: Site) -> None:
     site.write("nodes.yaml", "nodes: [\n")
     site.faults()
     assert gc.isenabled()
+
+
+def test_what_a_large_load_leaves_is_not_walked_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bootd.config.load.FREEZE_ABOVE", 100)
+    site.write(
+        "nodes.yaml", "nodes:\n" + "".join(f"  n{i}: {{tags: {{a: b}}}}\n" for i in range(100))
+    )
+    try:
+        registry = site.load()
+        assert gc.get_freeze_count() > 100
+        assert site.load().nodes == registry.nodes
+    finally:
+        gc.unfreeze()
 
 
 def test_a_collector_that_was_off_stays_off(site: Site) -> None:

@@ -357,10 +357,16 @@ def test_profiles_that_all_nest_each_other_are_refused_quickly() -> None:
     assert "in a circle" in faults(text + "nodes: {n1: {profiles: [p0]}}\n")[0]
 
 
-def test_all_files_together_name_no_more_nodes_than_the_limit() -> None:
-    found = faults('nodes: {"a[1-60000]": {}, "b[1-60000]": {}}\n')
+def test_all_files_together_name_no_more_nodes_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nodesets, "MAX_NODES", 10)
+    text = 'nodes: {"a[1-6]": {}, "b[1-%d]": {}}\n'
 
-    assert found == ["f.yaml:1:27: nodes.b[1-60000]: with these there are more than 100000 nodes"]
+    assert len(nodes(text % 4)) == 10
+    assert faults(text % 5) == [
+        "f.yaml:1:23: nodes.b[1-5]: with these there are more than 10 nodes"
+    ]
 
 
 # ---- network devices -----------------------------------------------------------------------------

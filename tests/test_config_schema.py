@@ -213,6 +213,7 @@ def test_a_mac_of_digits_only_is_read_although_yaml_takes_it_for_a_number() -> N
     checked, faults = validate(NodesFile, parse("nodes: {n1: {mac: 525400123456}}", "f"))
 
     assert faults == []
+    assert checked.nodes is not None
     assert checked.nodes["n1"] is not None
     assert checked.nodes["n1"].mac == "52:54:00:12:34:56"
 

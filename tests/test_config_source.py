@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bootd.config import source
 from bootd.config.source import MAX_BYTES, MAX_DEPTH, Document, YamlMap, parse, plain
 
 
@@ -126,6 +127,20 @@ def test_a_file_is_read_up_to_the_limit_and_no_longer() -> None:
     text = "a: " + "x" * (MAX_BYTES - 4) + "\n"
     assert faults(text) == []
     assert "at most" in faults("#" + text)[0]
+
+
+def test_a_file_holds_values_up_to_the_limit_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MAX_VALUES", 50)
+
+    assert faults("[" + "a," * 49 + "]") == []
+    assert "more than 50 values" in faults("[" + "a," * 50 + "]")[0]
+
+
+def test_after_a_thousand_faults_the_rest_is_not_read() -> None:
+    found = faults("a: 1\n" * 3000)
+
+    assert len(found) == 1002
+    assert found[-1] == "f.yaml:1002:1: and so on: the rest of the file is not read"
 
 
 def test_empty_and_commented_files_say_nothing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from bootd.config.faults import Fault, nearest
+from bootd.config.faults import MAX_FAULTS, Fault, nearest
 from bootd.model import Node, Origin
 
 
@@ -72,6 +72,8 @@ def references(
     for each place in the files, however many nodes have it from there."""
     found = _Missing()
     for node in nodes:
+        if len(found.places) > MAX_FAULTS:
+            break
         if node.image is not None and node.image not in images:
             hint = nearest(node.image, images) or "; `bootd image list` shows what there is"
             found.add(node, "image", f"there is no image {node.image!r}{hint}")
@@ -92,14 +94,14 @@ class _Missing:
     """Faults by place, with the nodes that have them."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Origin, str], list[tuple[str, str]]] = {}
+        self.places: dict[tuple[Origin, str], list[tuple[str, str]]] = {}
 
     def add(self, node: Node, key: str, what: str) -> None:
-        self._found.setdefault((_place(node, key), what), []).append((node.name, key))
+        self.places.setdefault((_place(node, key), what), []).append((node.name, key))
 
     def faults(self) -> list[Fault]:
         made = []
-        for (origin, what), users in self._found.items():
+        for (origin, what), users in self.places.items():
             name, key = users[0]
             others = f" (and {len(users) - 1} more nodes)" if len(users) > 1 else ""
             made.append(Fault(origin, f"nodes.{name}.{key}", what + others))

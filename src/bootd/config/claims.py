@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from bootd.config.devices import claimed
 from bootd.config.faults import Fault, config_error
-from bootd.config.files import Unreadable, read
+from bootd.config.files import Missing, Unreadable, read
 from bootd.config.source import Document
 from bootd.config.source import parse as parse_yaml
 from bootd.config.values import line
@@ -86,10 +86,10 @@ def render(claims: Mapping[str, Claim]) -> str:
 def load(state_dir: str) -> dict[str, Claim]:
     """The claims in `state_dir`, none where there is no file. Raises `ConfigError`."""
     path = Path(state_dir, FILE)
-    if not path.exists() and not path.is_symlink():
-        return {}
     try:
         return parse(read(str(path)), str(path))
+    except Missing:
+        return {}
     except Unreadable as error:
         what = f"{error}; move it away to go on without claims"
         raise ConfigError([str(Fault(Origin(str(path), 1, 1), "", what))]) from None

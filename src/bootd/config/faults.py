@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from typing import Final
 
 from bootd.model import ConfigError, Origin
 
 MAX_FAULTS: Final = 1000
-"""Faults shown at once; past that an operator is told how many more there are."""
+"""Faults told at once; past that an operator is told that there are more."""
 _MAX_SHOWN: Final = 80
+_MAX_COMPARED: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def config_error(faults: Iterable[Fault]) -> ConfigError:
     unique.sort(key=lambda f: (files[f.origin.file], f.origin.line, f.origin.column))
     lines = [str(fault) for fault in unique[:MAX_FAULTS]]
     if len(unique) > MAX_FAULTS:
-        lines.append(f"and {len(unique) - MAX_FAULTS} more faults")
+        lines.append(f"and more: only the first {MAX_FAULTS} faults are told")
     return ConfigError(lines)
 
 
@@ -52,5 +54,5 @@ def shown(value: object) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'profiles'?`` where one of `known` looks like `word`, else nothing."""
-    close = get_close_matches(word[:_MAX_SHOWN], list(known), n=1)
+    close = get_close_matches(word[:_MAX_SHOWN], islice(known, _MAX_COMPARED), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

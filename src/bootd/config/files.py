@@ -26,6 +26,10 @@ class Unreadable(Exception):
     """The file cannot be read; the message says why and ends without a period."""
 
 
+class Missing(Unreadable):
+    """There is no file of that name."""
+
+
 def read(path: str, pause: Callable[[float], None] = time.sleep) -> bytes:
     """The bytes of a regular file of at most `MAX_BYTES`, as they stand when nobody is writing.
 
@@ -47,6 +51,8 @@ def read(path: str, pause: Callable[[float], None] = time.sleep) -> bytes:
 def _read_once(path: str) -> tuple[bytes, tuple[int, ...]]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError as error:
+        raise Missing(_reason(error)) from None
     except OSError as error:
         raise Unreadable(_reason(error)) from None
     try:

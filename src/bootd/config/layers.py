@@ -39,7 +39,7 @@ def _layer(file: str, section: str, name: str, tree: YamlMap, spec: ProfileSpec 
     if spec is not None:
         _read(file, spec, tree[name], layer.fields)
         layer.profiles = layer.fields.lists.pop("profiles", None)
-        if "network" in spec.model_fields_set:
+        if spec.network:
             below = tree[name]["network"]
             for device, device_spec in spec.network.items():
                 layer.devices[device] = Fields()

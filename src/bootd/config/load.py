@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from posixpath import normpath
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from typing import Final, TypeVar
 
 from bootd import scripts
 from bootd.config import checks, claims, files, layers, merge
-from bootd.config.faults import Fault, config_error
+from bootd.config.faults import MAX_FAULTS, Fault, config_error
 from bootd.config.schema import BootdFile, NodesFile
 from bootd.config.settings import ports_in_conflict
 from bootd.config.settings import settings as make_settings
@@ -184,6 +185,8 @@ class _Load:
         for document in self._nodes_documents(settings):
             checked, faults = validate(NodesFile, document)
             self.faults += faults
+            if len(self.faults) > MAX_FAULTS:
+                self.stop_on_faults()
             for name, layer in layers.profiles(document, checked):
                 first = profiles.setdefault(name, layer)
                 if first is not layer:
@@ -198,7 +201,7 @@ class _Load:
         self.faults += resolved.faults
         claimed = self._part(lambda: claims.load(settings.state_dir))
         nodes = claims.apply(resolved.nodes, claimed or {})
-        self.faults += checks.duplicates(nodes.values())
+        self.faults += islice(checks.duplicates(nodes.values()), MAX_FAULTS + 1)
         return nodes, resolved.default
 
     def _nodes_documents(self, settings: Settings) -> Iterator[Document]:

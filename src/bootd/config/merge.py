@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from bootd.config import devices, nodesets
-from bootd.config.faults import Fault, nearest
+from bootd.config.faults import MAX_FAULTS, Fault, nearest
 from bootd.model import NetDev, Node, Origin
 
 DEFAULT_PROFILE: Final = "default"
@@ -220,7 +220,7 @@ class _Merge:
     def _check_profiles(self, layer: Layer) -> None:
         for number, (name, origin) in enumerate(layer.profiles or ()):
             name = name.removeprefix("~")
-            if name not in self._profiles:
+            if name not in self._profiles and len(self._faults) <= MAX_FAULTS:
                 what = f"there is no profile {name!r}{nearest(name, self._profiles)}"
                 self._fault(origin, f"{layer.where}.profiles[{number}]", what)
 

@@ -44,6 +44,12 @@ class _Checked:
         return dict(self.schema)
 
 
+MAX_ITEMS: Final = 1024
+"""Items of one list, or keys of one map of free names."""
+_UNBOUNDED: Final = frozenset(("resources", "options"))
+MAX_UNKNOWN: Final = 20
+"""Unknown keys of one map that are told one by one."""
+
 _TEXT: Final = {"type": ["string", "integer", "boolean"]}
 _MAC: Final = "^[0-9A-Fa-f]{2}([:-]?[0-9A-Fa-f]{2}){5}$|^([0-9A-Fa-f]{4}\\.){2}[0-9A-Fa-f]{4}$"
 _SPANS: Final = ["90s", "10m", "1h30m"]
@@ -105,9 +111,20 @@ class Written(BaseModel):
     def _drop_empty(cls, data: Any) -> Any:
         if data is None:
             return {}
-        if isinstance(data, dict) and (None in data.values() or "" in data.values()):
-            known = cls.model_fields
-            return {k: v for k, v in data.items() if not (k in known and (v is None or v == ""))}
+        if not isinstance(data, dict):
+            return data
+        known = cls.model_fields
+        for key, value in data.items():
+            if isinstance(value, list | dict) and len(value) > MAX_ITEMS and key not in _UNBOUNDED:
+                raise ValueError(
+                    f"{key[:32]} has {len(value)} entries; at most {MAX_ITEMS} are read"
+                )
+        unknown = data.keys() - known.keys()
+        if len(unknown) > MAX_UNKNOWN:
+            some = ", ".join(repr(key[:32]) for key in list(data)[:3])
+            raise ValueError(f"{len(unknown)} unknown keys, as in {some}")
+        if None in data.values() or "" in data.values():
+            return {k: v for k, v in data.items() if k in unknown or (v is not None and v != "")}
         return data
 
 
@@ -143,7 +160,9 @@ class DeviceSpec(Written):
     mtu: Annotated[int, _whole(68, 65535, "an MTU")] | None = Field(None, description="Bytes")
     dns: tuple[Line, ...] = Field((), description="DNS servers; ~x takes x away")
     search: tuple[Line, ...] = Field((), description="DNS search domains; ~x takes x away")
-    options: dict[str, Any] = Field({}, description="Anything else for templates: routes, vlan")
+    options: dict[str, Any] | None = Field(
+        None, description="Anything else for templates: routes, vlan"
+    )
 
 
 class ProfileSpec(Written):
@@ -161,14 +180,20 @@ class ProfileSpec(Written):
     boot: Annotated[BootTarget, _member(BootTarget)] | None = Field(
         None, description="network, local or once"
     )
-    network: dict[Name, DeviceSpec] = Field({}, description="Network devices by a name of yours")
+    network: dict[Name, DeviceSpec] | None = Field(
+        None, description="Network devices by a name of yours"
+    )
     asset_key: Line | None = Field(None, description="SMBIOS chassis asset tag that is required")
     security: Annotated[str, _one_of("bootd", "warewulf")] | None = Field(
         None, description="Rules for secrets"
     )
     quirks: tuple[Quirk, ...] = Field((), description="Firmware workarounds, like binl")
-    tags: dict[str, Line | None] = Field({}, description="Free words for templates and inventories")
-    resources: dict[str, Any] = Field({}, description="Free structures for templates: fstab, users")
+    tags: dict[str, Line | None] | None = Field(
+        None, description="Free words for templates and inventories"
+    )
+    resources: dict[str, Any] | None = Field(
+        None, description="Free structures for templates: fstab, users"
+    )
     comment: Prose | None = Field(None, description="For people; not inherited")
 
 
@@ -186,8 +211,12 @@ class NodeSpec(ProfileSpec):
 class NodesFile(Written):
     """nodes.yaml, and each file of nodes.d."""
 
-    profiles: dict[Name, ProfileSpec | None] = Field({}, description="What nodes share, by name")
-    nodes: dict[NodeKey, NodeSpec | None] = Field({}, description="Nodes and node sets, by name")
+    profiles: dict[Name, ProfileSpec | None] | None = Field(
+        None, description="What nodes share, by name"
+    )
+    nodes: dict[NodeKey, NodeSpec | None] | None = Field(
+        None, description="Nodes and node sets, by name"
+    )
 
 
 # ---- bootd.yaml ----------------------------------------------------------------------------------

@@ -30,13 +30,16 @@ from yaml import (
 from yaml.cyaml import CParser  # type: ignore[attr-defined] # its stubs forgot to export it
 from yaml.reader import ReaderError
 
-from bootd.config.faults import Fault, shown
+from bootd.config.faults import MAX_FAULTS, Fault, shown
 from bootd.model import Origin
 
 MAX_BYTES: Final = 4 * 1024 * 1024
 """The longest file that is read."""
 MAX_DEPTH: Final = 32
 """How deep maps and lists may stand inside each other."""
+
+MAX_VALUES: Final = 500_000
+"""How many values one file may hold: some ten thousand nodes with ten each."""
 
 Position = tuple[int, int]
 """Line and column, both from 1."""
@@ -198,6 +201,7 @@ class _Reader:
         self._document = document
         self._next = CParser(text).get_event
         self._path: list[Step] = []
+        self._left = MAX_VALUES
 
     def read(self) -> Any:
         """The one document of the stream, or None where it is empty."""
@@ -213,6 +217,9 @@ class _Reader:
 
     def _node(self, event: Any, depth: int) -> Any:
         kind = type(event)
+        self._left -= 1
+        if self._left < 0:
+            raise _Stop(_at(event), f"the file holds more than {MAX_VALUES} values")
         if kind is ScalarEvent:
             return self._scalar(event)
         if kind is AliasEvent:
@@ -293,6 +300,8 @@ class _Reader:
     def _fault(self, at: Position, what: str) -> None:
         origin = Origin(self._document.file, *at)
         self._document.faults.append(Fault(origin, dotted(self._path), what))
+        if len(self._document.faults) > MAX_FAULTS:
+            raise _Stop(at, "and so on: the rest of the file is not read")
 
 
 def _at(event: Any) -> Position:

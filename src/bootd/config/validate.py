@@ -5,15 +5,17 @@ Pydantic finds what is wrong; the words are ours, for operators and not for prog
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
 from bootd.config import values
-from bootd.config.faults import Fault, nearest, shown
+from bootd.config.faults import MAX_FAULTS, Fault, nearest, shown
+from bootd.config.nodesets import MAX_NODES
 from bootd.config.schema import ENTRIES, Written, submodel
 from bootd.config.source import Document, Step, dotted
+
+_CHECK_NAME: Final = {"profiles": values.name, "nodes": values.node_key}
 
 M = TypeVar("M", bound=Written)
 
@@ -23,37 +25,59 @@ def validate(kind: type[M], document: Document) -> tuple[M, list[Fault]]:
 
     Where there are faults the model is what is left without the faulty parts, so that the rest can
     be checked too: an entry of `nodes` or `profiles` is there but empty, other keys are as if they
-    were not written. A document that is empty is an empty model.
+    were not written. A document that is empty is an empty model. After `MAX_FAULTS` faults the rest
+    is not looked at.
     """
     faults = list(document.faults)
-    value: Any = document.value
-    while True:
-        try:
-            return kind.model_validate(value), faults
-        except ValidationError as error:
-            # Pydantic's own words speak to programmers; these are for operators.
-            found = error.errors(include_url=False, include_context=True)
-        faults.extend(_fault(kind, document, dict(each)) for each in found)
-        value = _without(kind, value, [each["loc"] for each in found])
+    value = {} if document.value is None else document.value
+    sections: dict[str, Any] = {}
+    if isinstance(value, dict):
+        found = {key for of, key in ENTRIES if of is kind and isinstance(value.get(key), dict)}
+        sections = {key: value[key] for key in value if key in found}
+        value = {key: value[key] for key in value if key not in found}
+    checked, wrong = _checked(kind, value)
+    if checked is None:
+        top = {str(error["loc"][0]) for error in wrong if error["loc"]}
+        rest = {k: v for k, v in value.items() if k not in top} if top else {}
+        checked = kind.model_validate(rest)
+    faults += [_fault(kind, document, error) for error in wrong]
+    entries = {
+        section: _entries(kind, document, section, written, faults)
+        for section, written in sections.items()
+    }
+    return checked.model_copy(update=entries), faults
 
 
-def _without(kind: type[Written], value: Any, places: Iterable[Sequence[Step]]) -> Any:
-    """`value` less its faulty parts: always a value with fewer faults."""
-    if not isinstance(value, dict):
+def _entries(
+    kind: type[Written], document: Document, section: str, written: Any, faults: list[Fault]
+) -> dict[str, Any]:
+    """The entries of `nodes` or `profiles`, one by one: the event loop gets its turn between."""
+    if len(written) > MAX_NODES:
+        what = f"{len(written)} entries; at most {MAX_NODES} are read"
+        faults.append(Fault(document.origin((section,)), section, what))
         return {}
-    left = dict(value)
-    for place in places:
-        key = str(place[0])
-        if (kind, key) not in ENTRIES or len(place) < 2 or not isinstance(left.get(key), dict):
-            left.pop(key, None)
+    of_entry, entries = ENTRIES[kind, section], {}
+    for name, entry in written.items():
+        if len(faults) > MAX_FAULTS:
+            break
+        try:
+            _CHECK_NAME[section](name)
+        except ValueError as error:
+            path = (section, name)
+            faults.append(Fault(document.origin(path, key=True), dotted(path), str(error)))
             continue
-        entries = dict(left[key])
-        if len(place) == 3 and place[2] == "[key]":
-            entries.pop(str(place[1]), None)
-        elif str(place[1]) in entries:
-            entries[str(place[1])] = None
-        left[key] = entries
-    return left
+        entries[name], wrong = (None, []) if entry is None else _checked(of_entry, entry)
+        for each in wrong:
+            faults.append(_fault(kind, document, {**each, "loc": (section, name, *each["loc"])}))
+    return entries
+
+
+def _checked(kind: type[M], value: Any) -> tuple[M | None, list[dict[str, Any]]]:
+    try:
+        return kind.model_validate(value), []
+    except ValidationError as error:
+        # Pydantic's own words speak to programmers; those of _fault are for operators.
+        return None, [dict(each) for each in error.errors(include_url=False)]
 
 
 def _fault(kind: type[Written], document: Document, error: dict[str, Any]) -> Fault:
