@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final, Self
@@ -97,13 +97,13 @@ def _call(*argv: str, timeout: float, env: Mapping[str, str] | None = None) -> N
         )
 
 
-def root_folder() -> Path:
+def root_folder(packages: Sequence[str] = PACKAGES) -> Path:
     """The Debian that every container starts from; made where it is not there yet (a minute)."""
     mmdebstrap = program("mmdebstrap", "mmdebstrap")
 
     def make(folder: Path) -> None:
         archive = folder.with_suffix(".tar")
-        include = ",".join(PACKAGES)
+        include = ",".join(packages)
         _call(
             mmdebstrap, "--quiet", "--variant=minbase", f"--include={include}", SUITE, str(archive),
             timeout=900,
@@ -113,7 +113,7 @@ def root_folder() -> Path:
         # Only what the test asks for is to run.
         (folder / "etc/hostname").write_text("bootd-test\n")
 
-    return _build(BUILD / f"root-{_key(SUITE, *PACKAGES)}", make)
+    return _build(BUILD / f"root-{_key(SUITE, *packages)}", make)
 
 
 def wheelhouse() -> Path:
