@@ -14,12 +14,15 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from bootd.model import DhcpMode
 from bootd.sinks import human
 from tests.lab import image
 from tests.lab.console import Line
+from tests.lab.dhcp import Site
 from tests.lab.lab import CAPTURE, Lab
 from tests.lab.machine import Firmware
 from tests.lab.netns import require_root
@@ -32,6 +35,21 @@ WAIT: Final = 300.0
 """Seconds from power-on until the demo gives up; a boot takes 6 to 25 on an idle machine."""
 FAILURES: Final = image.ROOT / "build" / "failures" / "demo"
 STEPS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is shown: the machine's firmware, bootd's ``dhcp.mode`` (proxy or reservation), and a
+    folder to keep the logs in."""
+
+    firmware: Firmware
+    mode: DhcpMode
+    keep: Path | None
+
+    @property
+    def alone(self) -> bool:
+        """True where bootd is the network's only DHCP server."""
+        return self.mode is DhcpMode.RESERVATION
 
 
 class Screen:
@@ -112,7 +130,7 @@ def stages(boot: Mapping[str, Any], power_on: float) -> str:
     return table(rows)
 
 
-async def demo(firmware: Firmware, keep: Path | None) -> None:
+async def demo(plan: Plan) -> None:
     """Boot one node; returns when it is up. `LabError` where it does not come."""
     screen = Screen()
     screen.step("Build a small image: Debian's kernel, busybox, and an init of one page")
@@ -121,33 +139,45 @@ async def demo(firmware: Firmware, keep: Path | None) -> None:
         f"kernel {demo_image.version}, {_megabytes(demo_image.kernel)};"
         f" initramfs {_megabytes(demo_image.initramfs)}"
     )
-    screen.step("Make a network in namespaces, with a DHCP server that knows nothing of booting")
+    screen.step(
+        "Make a network in namespaces, without any DHCP server"
+        if plan.alone
+        else "Make a network in namespaces, with a DHCP server that knows nothing of booting"
+    )
     lab = Lab(
-        keep=keep or FAILURES, keep_always=keep is not None, hear=screen.node, listen=screen.bootd
+        site=Site.NOBODY if plan.alone else Site.DNSMASQ,
+        keep=plan.keep or FAILURES,
+        keep_always=plan.keep is not None,
+        hear=screen.node,
+        listen=screen.bootd,
     )
     async with lab:
         network = lab.network
-        screen.say(
-            f"{network.addresses}: dnsmasq and router {network.router.ip},"
-            f" bootd {network.server_ip}"
-        )
-        await _boot(lab, screen, firmware, demo_image)
+        others = "router" if plan.alone else "dnsmasq and router"
+        screen.say(f"{network.addresses}: {others} {network.router.ip}, bootd {network.server_ip}")
+        await _boot(lab, screen, plan, demo_image)
         screen.step("Clean up")
     screen.say(f"{NODE} booted; machine, network, servers and temporary files are gone.", "good")
-    if keep is not None:
-        screen.say(f"Logs, console and packet capture are in {keep}.")
+    if plan.keep is not None:
+        screen.say(f"Logs, console and packet capture are in {plan.keep}.")
 
 
-async def _boot(lab: Lab, screen: Screen, firmware: Firmware, demo_image: image.DemoImage) -> None:
-    screen.step("Start bootd beside it")
-    lab.server.configure({NODE: {"mac": MAC}})
+async def _boot(lab: Lab, screen: Screen, plan: Plan, demo_image: image.DemoImage) -> None:
+    if plan.alone:
+        screen.step("Start bootd, which gives nodes their addresses too (dhcp.mode: reservation)")
+        lab.server.configure(
+            {NODE: {"mac": MAC, "ip": str(lab.network.reserved)}}, dhcp={"mode": plan.mode.value}
+        )
+    else:
+        screen.step("Start bootd beside it")
+        lab.server.configure({NODE: {"mac": MAC}})
     screen.say(f"nodes.yaml:\n{_indented(lab.server.nodes_file)}")
     await asyncio.to_thread(lab.server.import_image, demo_image)
     await lab.server.start()
-    screen.step(f"Power on a machine without a disk ({firmware.value}), MAC address {MAC}")
+    screen.step(f"Power on a machine without a disk ({plan.firmware.value}), MAC address {MAC}")
     screen.power_on()
     power_on = time.time()  # noqa: TID251 -- bootd's timeline, which it is set against, is in it
-    machine = await lab.power_on("machine", MAC, firmware)
+    machine = await lab.power_on("machine", MAC, plan.firmware)
     end = await machine.wait_for(
         rf"^bootd-demo: ({NODE} is up|failed: ).*\n", within=WAIT, what=f"that {NODE} is up"
     )
@@ -183,6 +213,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what the machine runs at power-on (default: bios, whose network card has iPXE)",
     )
     parser.add_argument(
+        "--mode",
+        type=DhcpMode,
+        choices=[DhcpMode.PROXY, DhcpMode.RESERVATION],
+        default=DhcpMode.PROXY,
+        metavar="proxy|reservation",
+        help="beside a DHCP server (default), or bootd alone, which gives the address too",
+    )
+    parser.add_argument(
         "--keep-log",
         type=Path,
         metavar="DIR",
@@ -195,7 +233,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-async def _interruptible(firmware: Firmware, keep: Path | None) -> None:
+async def _interruptible(plan: Plan) -> None:
     """The first Ctrl-C or SIGTERM ends the demo in order; more of them do not disturb that."""
     task = asyncio.current_task()
     assert task is not None
@@ -211,7 +249,7 @@ async def _interruptible(firmware: Firmware, keep: Path | None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, interrupt)
-    await demo(firmware, keep)
+    await demo(plan)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -221,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require_root()
         shutil.rmtree(kept, ignore_errors=True)  # an earlier run's
-        asyncio.run(_interruptible(arguments.firmware, arguments.keep_log))
+        asyncio.run(_interruptible(Plan(arguments.firmware, arguments.mode, arguments.keep_log)))
     except asyncio.CancelledError:
         return 130
     except LabError as error:

@@ -47,8 +47,9 @@ class Network:
     """Three namespaces and what joins them; `up` makes them, `down` removes them.
 
     The plan of addresses in `addresses`: .1 the DHCP server, which is also the router; .2 the boot
-    server; .100 to .199 leases. The router has `prefix6` as well. A second network is made `beside`
-    the first: it has the same boot server, whose `device` there is eth1.
+    server; .31 free for a reservation; .100 to .199 leases. The router has `prefix6` as well. A
+    second network is made `beside` the first: it has the same boot server, whose `device` there is
+    eth1.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Network:
         self.addresses = addresses
         self.router = self._interface(1)
         self.server = self._interface(2)
+        self.reserved = self._interface(31)
         self.leases = (addresses[100], addresses[199])
         self.prefix6 = IPv6Network("fd77:77::/64")
         self._taps = itertools.count(0)
