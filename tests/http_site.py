@@ -73,7 +73,7 @@ def make_registry(folder: Path, **settings: Any) -> Registry:
         for name, mac in (("n001", MAC), ("n002", OTHER))
     ]
     return Registry(
-        settings=Settings(http=HttpSettings(port=0), **settings),
+        settings=Settings(**{"http": HttpSettings(port=0), **settings}),
         nodes={node.name: node for node in nodes},
         images={"debian": image},
         overlays={"keys": Overlay("keys", (key,), "d1")},
@@ -140,6 +140,16 @@ class Service:
         boot = self.boots.discover(mac, node.name if node else None, ClientKind.IPXE, 7, now)
         boot.address = address
         return boot
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """With the server's own task, as in the daemon."""
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self.server.run())
+            try:
+                yield
+            finally:
+                task.cancel()
 
     async def token(self, mac: Mac = MAC) -> str:
         """The token that the script of `mac` carries."""
@@ -221,8 +231,8 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[Service]:
         unknown=unknown,
         host="127.0.0.1",
     )
-    await server.start()
     try:
+        await server.start()
         yield Service(server, current, boots, unknown, link, folder)
     finally:
         await server.stop(loop.time() + 5)

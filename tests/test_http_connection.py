@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from bootd.http import protocol
 from tests.http_site import KERNEL, LOADER, Service, read_reply, serving, until
 
-LOOPS = ("uvloop", "asyncio")
+LOOPS = ("uvloop",)
 KERNEL_PATH = "/kernel/52-54-00-12-34-56"
 GOOD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -401,15 +401,19 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """bootd as one client reaches it: the address of the interface the request came in on."""
+    """bootd as one client reaches it: the address of the interface the request came in on.
+
+    `scheme` is ``https`` for a client that came over TLS: it is led on to nothing weaker.
+    """
 
     ip: IPv4Address
     http_port: int = 9873
+    scheme: str = "http"
 
     @property
     def base(self) -> str:
         """``http://10.0.0.1:9873``: an IP literal, so that no client needs DNS."""
-        return f"http://{self.ip}:{self.http_port}"
+        return f"{self.scheme}://{self.ip}:{self.http_port}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Final
 from urllib.parse import parse_qs
 
 from bootd.boots.timeline import Step
+from bootd.http.admission import Ticket
 from bootd.http.ranges import http_date
 from bootd.model import EMPTY, Mac, ServerAddress
 from bootd.registry import Registry
@@ -128,10 +129,10 @@ class Answer:
 
     `etag` is a strong validator in its quotes, or empty: then there are no ranges. `node`, `mac`
     and `boot` go into the log, which only debugging shows where `quiet`; `step` is counted up as
-    bytes leave; `large` bodies wait for admission.
+    bytes leave; `ticket` is its place among the large transfers.
     """
 
-    body: Pieces | OpenFile | AsyncIterator[bytes]
+    body: Pieces | OpenFile | AsyncGenerator[bytes, None]
     type: str = TEXT
     status: int = 200
     etag: str = ""
@@ -143,7 +144,7 @@ class Answer:
     boot: str | None = None
     step: Step | None = None
     reason: str = ""
-    large: bool = False
+    ticket: Ticket | None = None
     quiet: bool = False
 
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -49,6 +50,7 @@ async def deliver(
 
     def moved(count: int) -> None:
         delivery.sent += count
+        sender.moved += count
         metrics.HTTP_BYTES.inc(count)
         if answer.step is not None:
             answer.step.sent += count
@@ -122,7 +124,7 @@ async def _send(
         return
     if request.method == "HEAD" or not isinstance(span, Span):
         await response.prepare(request)
-    elif isinstance(answer.body, AsyncIterator):
+    elif isinstance(answer.body, AsyncGenerator):
         await response.prepare(request)
         await _write(response, answer.body, sender.stall, moved)
     elif request.transport is not None and request.transport.get_extra_info("sslcontext"):
@@ -162,18 +164,19 @@ async def _send_past(
 
 async def _write(
     response: web.StreamResponse,
-    chunks: AsyncIterator[bytes],
+    chunks: AsyncGenerator[bytes, None],
     stall: float,
     moved: Callable[[int], None],
 ) -> None:
     """Through the transport: over TLS, and where the length is not known beforehand."""
-    async for chunk in chunks:
-        async with asyncio.timeout(stall):
-            await response.write(chunk)
-        moved(len(chunk))
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            async with asyncio.timeout(stall):
+                await response.write(chunk)
+            moved(len(chunk))
 
 
-async def _read(body: Pieces | OpenFile, span: Span, sender: Sender) -> AsyncIterator[bytes]:
+async def _read(body: Pieces | OpenFile, span: Span, sender: Sender) -> AsyncGenerator[bytes, None]:
     """The bytes of `span` in chunks. Raises `Aborted` for a file that has become shorter."""
     loop = asyncio.get_running_loop()
     offset, stop = span.start, span.start + span.length

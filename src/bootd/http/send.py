@@ -151,6 +151,8 @@ class Sender:
         self.executor = executor
         self.stall = stall
         self.active = 0
+        self.moved = 0
+        """Body bytes that left, of all transfers since the start."""
 
     @property
     def turn(self) -> int:

@@ -8,6 +8,8 @@ that the request arrived at. Every refusal has a status and one line that says w
 from __future__ import annotations
 
 import asyncio
+import random
+import ssl
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -22,8 +24,11 @@ from bootd.boots.timeline import Boots
 from bootd.boots.unknown import Unknown
 from bootd.files import LoaderFiles
 from bootd.http.access import AccessLog
-from bootd.http.answer import TEXT, Answer, Asked, NotFound, Refusal
+from bootd.http.admission import Admission
+from bootd.http.answer import TEXT, Answer, Asked, Refusal
 from bootd.http.deliver import deliver
+from bootd.http.events import Events
+from bootd.http.handlers.admin import page
 from bootd.http.handlers.boot import part
 from bootd.http.handlers.files import blob, public, shared
 from bootd.http.handlers.script import script
@@ -42,13 +47,17 @@ from bootd.http.routes import (
 )
 from bootd.http.send import Sender
 from bootd.http.site import Neighbours, Site
-from bootd.model import ServerAddress, StartError
+from bootd.http.tls import Certificate
+from bootd.model import HttpSettings, ServerAddress, StartError
 from bootd.overlay.cache import OverlayCache
 from bootd.registry import Current
 
 log = structlog.get_logger()
 
 BACKLOG: Final = 4096
+HANDSHAKE: Final = 15.0
+"""Seconds for a TLS handshake."""
+TICK: Final = 1.0
 _READ: Final = ("GET", "HEAD")
 _TELL: Final = ("GET", "POST")
 _FATAL: Final = frozenset({"body", "malformed"})
@@ -56,7 +65,8 @@ _FATAL: Final = frozenset({"body", "malformed"})
 
 
 class HttpServer:
-    """Serves HTTP on every address, on ``http.port`` as it was at the start.
+    """Serves HTTP on every address, on ``http.port`` and with TLS on ``http.tls.port`` as they were
+    at the start; a certificate that a reload brings is taken for the connections after it.
 
     `keys` sign boot tokens, the newest first. `unknown` lists the machines that wait.
     """
@@ -74,6 +84,7 @@ class HttpServer:
         host: str = "0.0.0.0",
     ) -> None:
         self._current = current
+        self._taken = current.registry
         self._host = host
         self._disk = ThreadPoolExecutor(8, thread_name_prefix="bootd-http")
         self._site = Site(
@@ -84,40 +95,78 @@ class HttpServer:
             keys=keys,
             unknown=unknown if unknown is not None else Unknown(),
             disk=self._disk,
+            admission=Admission(random.random, current.registry.settings.http.max_image_transfers),
+            events=Events(boots),
         )
         self._sender = Sender(self._disk)
         self._connections = Connections(max_connections())
         self._access = AccessLog()
         self._http: ConnectionServer | None = None
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
+        self._certificate: Certificate | None = None
         self._stopping = False
         self.port = current.registry.settings.http.port
+        self.tls_port = 0
 
     async def start(self) -> None:
         """Bind and begin to answer. Raises `StartError`."""
-        loop = asyncio.get_running_loop()
+        settings = self._current.registry.settings.http
         self._http = ConnectionServer(self._serve, self._connections)
+        self.port = await self._listen("http.port", settings.port, None)
+        if settings.tls is not None:
+            self._certificate = await asyncio.to_thread(Certificate, settings.tls)
+            context = self._certificate.context
+            self.tls_port = await self._listen("http.tls.port", settings.tls.port, context)
+
+    async def _listen(self, key: str, port: int, context: ssl.SSLContext | None) -> int:
+        assert self._http is not None
+        loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_server(
-                self._http, self._host, self.port, backlog=BACKLOG, reuse_address=True
+            listener = await loop.create_server(
+                self._http,
+                self._host,
+                port,
+                backlog=BACKLOG,
+                reuse_address=True,
+                ssl=context,
+                ssl_handshake_timeout=HANDSHAKE if context is not None else None,
             )
         except OSError as exc:
             raise StartError(
-                f"HTTP cannot listen on {self._host}:{self.port}: {exc.strerror or exc}. "
-                "Is another program using the port? It is http.port in bootd.yaml."
+                f"HTTP cannot listen on {self._host}:{port}: {exc.strerror or exc}. "
+                f"Is another program using the port? It is {key} in bootd.yaml."
             ) from exc
-        self.port = self._listener.sockets[0].getsockname()[1]
+        self._listeners.append(listener)
+        return cast(int, listener.sockets[0].getsockname()[1])
 
     async def run(self) -> None:
-        """Until cancelled."""
-        await asyncio.Event().wait()
+        """Until cancelled: once a second, look at throughput, settings and who listens."""
+        loop = asyncio.get_running_loop()
+        moved, then = self._sender.moved, loop.time()
+        while True:
+            await asyncio.sleep(TICK)
+            now = loop.time()
+            self._site.admission.measured((self._sender.moved - moved) / (now - then))
+            moved, then = self._sender.moved, now
+            metrics.TRANSFERS.labels("http").set(self._sender.active)
+            self._site.events.tick(now)
+            if self._current.registry is not self._taken:
+                self._taken = self._current.registry
+                await self._take(self._taken.settings.http)
+
+    async def _take(self, settings: HttpSettings) -> None:
+        """What a reload may change while we listen."""
+        self._site.admission.configure(settings.max_image_transfers)
+        if self._certificate is not None and settings.tls is not None:
+            await self._certificate.follow(settings.tls)
 
     async def stop(self, deadline: float) -> None:
         """Take no more connections, let answers end until `deadline` (loop time), then close."""
         loop = asyncio.get_running_loop()
         self._stopping = True
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
+        self._site.events.close()
         if self._http is not None:
             self._http.pre_shutdown()
             await self._http.shutdown(max(deadline - loop.time(), 0.0))
@@ -143,6 +192,8 @@ class HttpServer:
         finally:
             self._site.boots.finish(answer.step, loop.time(), outcome)
             answer.close()
+            if answer.ticket is not None:
+                self._site.admission.leave(answer.ticket, loop.time())
             connection.finish(last=last)
 
     def _asked(self, request: web.BaseRequest, connection: Connection, now: float) -> Asked:
@@ -153,12 +204,18 @@ class HttpServer:
         return Asked(
             method=request.method,
             peer=_address(connection.peername[0]),
-            server=_server(connection.sockname[0], self.port),
+            server=self._server_for(connection),
             registry=registry,
             now=now,
             headers=request.headers,
             query=split_target(request.raw_path)[1],
         )
+
+    def _server_for(self, connection: Connection) -> ServerAddress:
+        own = cast(tuple[str, int], connection.sockname)[0]
+        if connection.ssl_context is not None:
+            return _server(own, self.tls_port, "https")
+        return _server(own, self.port, "http")
 
     async def _answer_or_refuse(
         self, request: web.BaseRequest, asked: Asked, asking: Route
@@ -188,10 +245,8 @@ class HttpServer:
                 return await blob(site, asked, digest)
             case File(target):
                 return await shared(site, asked, target)
-            case Fixed("healthz"):
-                return Answer(body=(b"ok\n",), quiet=True)
-            case Fixed():
-                raise NotFound("there is no such page")
+            case Fixed(name):
+                return await page(site, asked, name)
             case Bad(status, reason, sentence):
                 raise Refusal(status, reason, sentence)
 
@@ -241,5 +296,5 @@ def _address(text: str) -> IPv4Address:
 
 
 @lru_cache(maxsize=256)
-def _server(text: str, port: int) -> ServerAddress:
-    return ServerAddress(IPv4Address(text), port)
+def _server(text: str, port: int, scheme: str) -> ServerAddress:
+    return ServerAddress(IPv4Address(text), port, scheme)

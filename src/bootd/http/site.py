@@ -16,11 +16,14 @@ from bootd.boots.timeline import Boot, Boots
 from bootd.boots.unknown import Unknown
 from bootd.boots.window import Owner, owner
 from bootd.files import LoaderFiles
+from bootd.http.admission import LARGE, Admission, Ticket, Wait
 from bootd.http.answer import Asked, NotFound, OpenFile, Refusal
+from bootd.http.events import Events
 from bootd.model import Artefact, Image, Mac, Node, UnknownPolicy
 from bootd.overlay.cache import OverlayCache
 from bootd.registry import Registry
 
+_PATIENT: Final = ("iPXE/", "curl/")
 _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
@@ -43,6 +46,8 @@ class Site:
     keys: Sequence[bytes]
     unknown: Unknown
     disk: Executor
+    admission: Admission
+    events: Events
     _pinned: dict[Mac, tuple[str, Image]] = field(default_factory=dict)
     _blobs: tuple[Registry, dict[str, Artefact]] | None = None
 
@@ -80,6 +85,23 @@ class Site:
             found = {a.sha256: a for image in public for a in image.artefacts.values()}
             self._blobs = (registry, found)
         return self._blobs[1].get(digest)
+
+    def place(self, asked: Asked, artefact: Artefact, node: Node | None) -> Ticket | None:
+        """A place among the large transfers, for a file that is one. Raises `Refusal`: 503 with
+        ``Retry-After``, which iPXE follows for ever (WIRE.md 3.2) and ``curl --retry`` as well."""
+        if artefact.size < LARGE or asked.method != "GET":
+            return None
+        patient = asked.headers.get("User-Agent", "").startswith(_PATIENT)
+        rack = node.tags.get("rack", "") if node is not None else ""
+        got = self.admission.ask(str(asked.peer), rack, patient=patient, now=asked.now)
+        if isinstance(got, Wait):
+            raise Refusal(
+                503,
+                "busy",
+                f"{self.admission.active} large transfers are under way: ask again",
+                {"Retry-After": str(got.seconds)},
+            )
+        return got
 
     async def open(self, artefact: Artefact) -> OpenFile:
         """Open an artefact for sending. Raises `Refusal` where it is not what it was."""

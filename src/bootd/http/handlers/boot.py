@@ -37,7 +37,7 @@ async def part(site: Site, asked: Asked, route: BootPart) -> Answer:
         answer = await _overlay(site, asked, route.token, node, boot)
     else:
         image = site.image_of(asked.registry, node, boot)
-        answer = await artefact(site, asked, image, route.part, boot)
+        answer = await artefact(site, asked, image, route.part, node, boot)
     answer.node, answer.mac, answer.boot = node.name, boot.mac, boot.id
     return answer
 

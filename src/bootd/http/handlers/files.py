@@ -22,7 +22,7 @@ from bootd.http.answer import (
 from bootd.http.ranges import http_date
 from bootd.http.routes import Public
 from bootd.http.site import Site, node_of
-from bootd.model import Image, Mac
+from bootd.model import Artefact, Image, Mac, Node
 
 STAGES: Final[Mapping[str, Stage]] = MappingProxyType(
     {
@@ -35,22 +35,16 @@ STAGES: Final[Mapping[str, Stage]] = MappingProxyType(
 
 
 async def artefact(
-    site: Site, asked: Asked, image: Image | None, role: str, boot: Boot | None
+    site: Site, asked: Asked, image: Image | None, role: str, node: Node, boot: Boot | None
 ) -> Answer:
     """The file of `image` that is its `role`; counted to `boot`. Raises `Refusal`."""
     found = image.artefacts.get(role) if image is not None else None
     if image is None or found is None:
         raise NotFound(f"this node's image has no {role}", "no-image")
-    opened = await site.open(found)
-    answer = Answer(
-        body=opened,
-        type=BINARY,
-        etag=f'"{found.sha256}"',
-        modified=opened.modified,
-        cache=REVALIDATE,
-        large=True,
-    )
+    answer = await _opened(site, asked, found, node)
+    answer.node = node.name
     if boot is not None and asked.method != "HEAD":
+        answer.boot = boot.id
         answer.step = site.boots.begin(
             boot.mac,
             STAGES[role],
@@ -58,8 +52,24 @@ async def artefact(
             detail=f"{image.name} {image.generation}",
             size=found.size,
         )
-        answer.boot = boot.id
     return answer
+
+
+async def _opened(site: Site, asked: Asked, found: Artefact, node: Node | None) -> Answer:
+    opened = await site.open(found)
+    try:
+        ticket = site.place(asked, found, node)
+    except Refusal:
+        opened.close()
+        raise
+    return Answer(
+        body=opened,
+        type=BINARY,
+        etag=f'"{found.sha256}"',
+        modified=opened.modified,
+        cache=REVALIDATE,
+        ticket=ticket,
+    )
 
 
 async def public(site: Site, asked: Asked, route: Public) -> Answer:
@@ -71,8 +81,8 @@ async def public(site: Site, asked: Asked, route: Public) -> Answer:
     image = site.image_of(asked.registry, node, boot)
     if image is not None and image.secret:
         raise Denied("secret-image", "this image is only given to a node that boots")
-    answer = await artefact(site, asked, image, route.role, boot)
-    answer.node, answer.mac = node.name, route.mac
+    answer = await artefact(site, asked, image, route.role, node, boot)
+    answer.mac = route.mac
     return answer
 
 
@@ -81,15 +91,9 @@ async def blob(site: Site, asked: Asked, digest: str) -> Answer:
     found = site.blob(asked.registry, digest)
     if found is None:
         raise NotFound("no image that is active has a file with this digest")
-    opened = await site.open(found)
-    return Answer(
-        body=opened,
-        type=BINARY,
-        etag=f'"{digest}"',
-        modified=opened.modified,
-        cache=IMMUTABLE,
-        large=True,
-    )
+    answer = await _opened(site, asked, found, None)
+    answer.cache = IMMUTABLE
+    return answer
 
 
 async def shared(site: Site, asked: Asked, target: loaders.Target) -> Answer:

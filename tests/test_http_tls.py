@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import asyncio
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from bootd.http import server
+from bootd.model import HttpSettings, StartError, TlsSettings
+from tests.http_site import INITRAMFS, KERNEL, SECRET, Reply, Service, read_reply, serving, until
+
+LOOPS = ("uvloop",)
+
+
+def make_certificate(folder: Path, name: str) -> TlsSettings:
+    folder.mkdir(exist_ok=True)
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+         "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-out", certificate, "-keyout", key],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return TlsSettings(0, str(certificate), str(key))
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> list[TlsSettings]:
+    folder = tmp_path_factory.mktemp("tls")
+    return [make_certificate(folder / name, name) for name in ("first", "second")]
+
+
+@pytest.fixture
+async def service(tmp_path: Path, certificates: list[TlsSettings]) -> AsyncIterator[Service]:
+    http = HttpSettings(port=0, tls=certificates[0])
+    async with serving(tmp_path, http=http) as running:
+        yield running
+
+
+def client(trusted: TlsSettings, **limits: ssl.TLSVersion) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=trusted.certificate)
+    for name, version in limits.items():
+        setattr(context, name, version)
+    return context
+
+
+async def get(service: Service, path: str, context: ssl.SSLContext) -> Reply:
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", service.server.tls_port, ssl=context
+    )
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    try:
+        return await read_reply(reader)
+    finally:
+        writer.transport.abort()
+
+
+async def test_a_whole_boot_over_tls_stays_on_tls(
+    service: Service, certificates: list[TlsSettings]
+) -> None:
+    service.discover()
+    context = client(certificates[0])
+
+    script = (await get(service, "/ipxe/52-54-00-12-34-56", context)).text
+
+    assert "http://" not in script
+    base = f"https://127.0.0.1:{service.server.tls_port}/b/"
+    token = script.split(base)[1].split("/")[0]
+    assert (await get(service, f"/b/{token}/kernel", context)).body == KERNEL
+    assert (await get(service, f"/b/{token}/initramfs", context)).body == INITRAMFS
+    assert SECRET in (await get(service, f"/b/{token}/system", context)).body
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_tls_1_2_and_1_3(
+    service: Service, certificates: list[TlsSettings], version: ssl.TLSVersion
+) -> None:
+    context = client(certificates[0], minimum_version=version, maximum_version=version)
+
+    assert (await get(service, "/healthz", context)).body == b"ok\n"
+
+
+@pytest.mark.parametrize(
+    "suite", ["ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-AES256-GCM-SHA384", "AES256-SHA256"]
+)
+async def test_the_suites_that_ipxe_has(
+    service: Service, certificates: list[TlsSettings], suite: str
+) -> None:
+    context = client(certificates[0], maximum_version=ssl.TLSVersion.TLSv1_2)
+    context.set_ciphers(suite)
+
+    assert (await get(service, "/healthz", context)).body == b"ok\n"
+
+
+async def test_older_tls_is_refused(service: Service) -> None:
+    process = await asyncio.create_subprocess_exec(
+        "curl", "-sk", "--tls-max", "1.1", f"https://127.0.0.1:{service.server.tls_port}/healthz",
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    assert await process.wait() == 35  # the handshake failed
+
+
+async def test_a_truncated_file_is_no_whole_answer_over_tls_either(
+    service: Service, certificates: list[TlsSettings]
+) -> None:
+    size = 32 << 20
+    kernel = service.registry.images["debian"].artefacts["kernel"]
+    Path(kernel.path).write_bytes(bytes(size))
+    object.__setattr__(kernel, "size", size)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", service.server.tls_port, ssl=client(certificates[0]), limit=65536
+    )
+    writer.write(b"GET /kernel/52-54-00-12-34-56 HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+
+    Path(kernel.path).write_bytes(b"")
+
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError, ssl.SSLError)):
+        await asyncio.wait_for(reader.readexactly(size), 10)
+    writer.transport.abort()
+
+
+async def subject(service: Service) -> str:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection("127.0.0.1", service.server.tls_port, ssl=context)
+    raw = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.transport.abort()
+    return "second" if b"second" in raw else "first"
+
+
+def swap(service: Service, tls: TlsSettings) -> None:
+    """As a reload that names other files."""
+    http = replace(service.registry.settings.http, tls=tls)
+    settings = replace(service.registry.settings, http=http)
+    service.current.swap(replace(service.registry, settings=settings))
+
+
+async def test_a_reload_brings_a_new_certificate_and_open_connections_stay(
+    service: Service, certificates: list[TlsSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "TICK", 0.01)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", service.server.tls_port, ssl=client(certificates[0])
+    )
+    assert await subject(service) == "first"
+    async with service.running():
+        with capture_logs() as lines:
+            swap(service, certificates[1])
+            await until(lambda: any(line["event"] == "tls.certificate" for line in lines))
+
+    assert await subject(service) == "second"
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await read_reply(reader)).body == b"ok\n"
+    writer.transport.abort()
+
+
+async def test_a_certificate_that_cannot_be_read_leaves_the_old_one(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "TICK", 0.01)
+    async with service.running():
+        with capture_logs() as lines:
+            swap(service, TlsSettings(0, "/nonexistent", "/nonexistent"))
+            await until(lambda: any(line["event"] == "tls.certificate-rejected" for line in lines))
+
+    assert await subject(service) == "first"
+
+
+async def test_no_certificate_no_start(tmp_path: Path) -> None:
+    tls = TlsSettings(0, str(tmp_path / "no.pem"), str(tmp_path / "no.key"))
+
+    with pytest.raises(StartError, match=r"no\.pem.*no certificate for HTTPS"):
+        async with serving(tmp_path / "x", http=HttpSettings(port=0, tls=tls)):
+            pass
