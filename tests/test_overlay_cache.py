@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
@@ -233,6 +234,35 @@ async def test_archives_share_large_files_in_memory_and_the_bound_counts_them_on
         cache.close()
 
     assert [a is b for a, b in zip(archives, again, strict=True)] == [True] * 20
+
+
+def unpacked(tool: str, data: bytes) -> bytes:
+    return subprocess.run([tool, "-dc"], input=data, capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize(("encoding", "tool"), [("gz", "gzip"), ("zst", "zstd")])
+async def test_compressed_archives_are_read_by_the_tool_and_made_once(
+    encoding: str, tool: str, cache: OverlayCache
+) -> None:
+    registry = world(overlay(a="{{ node.name }}" + "x" * 10_000), nodes(2))
+    ask = (registry, registry.nodes["n0"], "system", SERVER)
+    plain = await cache.get(*ask)  # type: ignore[arg-type]
+
+    asked = [cache.compressed(*ask, encoding) for _ in range(5)]  # type: ignore[arg-type]
+    small = await asyncio.gather(*asked)
+
+    assert unpacked(tool, small[0].data) == plain.data
+    assert small[0].size == len(small[0].data) < plain.size
+    assert small[0].etag != plain.etag
+    assert all(archive is small[0] for archive in small)
+    assert await cache.compressed(*ask, encoding) is small[0]  # type: ignore[arg-type]
+
+
+async def test_an_encoding_that_nobody_knows_is_refused(cache: OverlayCache) -> None:
+    registry = world(overlay(a="x"), nodes(1))
+
+    with pytest.raises(ValueError, match="'br' is not one of gz, zst"):
+        await cache.compressed(registry, registry.nodes["n0"], "system", SERVER, "br")
 
 
 async def test_the_least_recently_used_archive_is_forgotten_at_the_bound(

@@ -12,10 +12,11 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 from bootd.model import Image, Mac, Node, Overlay, ServerAddress
 from bootd.overlay import cpio
+from bootd.overlay.compress import compress
 from bootd.overlay.hostkeys import HostKeys
 from bootd.overlay.render import Shared, Which, chosen, reads, render
 from bootd.overlay.template import ALL_NODES, PER_NODE, RenderError
@@ -62,6 +63,10 @@ class _Kept:
     inputs: _Inputs
     archive: Archive
 
+    @property
+    def segments(self) -> tuple[bytes, ...]:
+        return self.archive.segments
+
 
 _Key = tuple[str, Mac | None, Which, ServerAddress]
 
@@ -70,7 +75,9 @@ class OverlayCache:
     """Gives archives. Its methods belong to the event loop's thread."""
 
     def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
-        self._kept = _Lru(max_bytes)
+        self._kept: _Lru[_Key, _Kept] = _Lru(max_bytes)
+        self._small: _Lru[tuple[str, str], Archive] = _Lru(max_bytes // 4)
+        self._shrinking: dict[tuple[str, str], asyncio.Future[Archive]] = {}
         self._flights: dict[tuple[int, _Key], tuple[Registry, asyncio.Future[_Kept]]] = {}
         self._worker = _Worker()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="overlay")
@@ -88,6 +95,18 @@ class OverlayCache:
             # Whoever stops waiting (a client that went away) must not stop it for the others.
             kept = await asyncio.shield(self._flight(registry, node, key))
         return kept.archive
+
+    async def compressed(
+        self, registry: Registry, node: Node, which: Which, server: ServerAddress, encoding: str
+    ) -> Archive:
+        """`get`, compressed (``gz``, ``zst``). Raises `RenderError`, and `ValueError` for another
+        encoding."""
+        plain = await self.get(registry, node, which, server)
+        key = (plain.etag, encoding)
+        small = self._small.get(key)
+        if small is None:
+            small = await asyncio.shield(self._shrink(plain, key))
+        return small
 
     def warm(
         self, registry: Registry, node: Node, server: ServerAddress, which: Which = "system"
@@ -123,6 +142,21 @@ class OverlayCache:
         future.add_done_callback(lambda done: self._landed(flight, done))
         return future
 
+    def _shrink(self, plain: Archive, key: tuple[str, str]) -> asyncio.Future[Archive]:
+        known = self._shrinking.get(key)
+        if known is not None:
+            return known
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._executor, _compress, plain, key[1])
+        self._shrinking[key] = future
+        future.add_done_callback(lambda done: self._shrunk(key, done))
+        return future
+
+    def _shrunk(self, key: tuple[str, str], done: asyncio.Future[Archive]) -> None:
+        del self._shrinking[key]
+        if not done.cancelled() and done.exception() is None:
+            self._small.put(key, done.result())
+
     def _landed(self, flight: tuple[int, _Key], done: asyncio.Future[_Kept]) -> None:
         del self._flights[flight]
         # Asking for the exception also tells asyncio that it was seen: nobody may be waiting for
@@ -131,25 +165,39 @@ class OverlayCache:
             self._kept.put(flight[1], done.result())
 
 
-class _Lru:
+def _compress(plain: Archive, encoding: str) -> Archive:
+    data = compress(plain.segments, encoding)
+    return Archive((data,), len(data), hashlib.sha256(data).hexdigest())
+
+
+class _HasSegments(Protocol):
+    @property
+    def segments(self) -> tuple[bytes, ...]: ...
+
+
+K = TypeVar("K")
+V = TypeVar("V", bound=_HasSegments)
+
+
+class _Lru(Generic[K, V]):
     """Archives by key, the least recently used forgotten above `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
+        self._kept: OrderedDict[K, V] = OrderedDict()
         self._large: dict[int, int] = {}
         self._bytes = 0
 
-    def get(self, key: _Key) -> _Kept | None:
+    def get(self, key: K) -> V | None:
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
         return kept
 
-    def put(self, key: _Key, kept: _Kept) -> None:
+    def put(self, key: K, kept: V) -> None:
         self._drop(key)
         self._kept[key] = kept
-        for segment in kept.archive.segments:
+        for segment in kept.segments:
             held = self._large.get(id(segment), 0)
             if len(segment) >= _LARGE:
                 self._large[id(segment)] = held + 1
@@ -158,11 +206,11 @@ class _Lru:
         while self._bytes > self._max_bytes and self._kept:
             self._drop(next(iter(self._kept)))
 
-    def _drop(self, key: _Key) -> None:
+    def _drop(self, key: K) -> None:
         old = self._kept.pop(key, None)
         if old is None:
             return
-        for segment in old.archive.segments:
+        for segment in old.segments:
             held = self._large.get(id(segment), 1)
             if held > 1:
                 self._large[id(segment)] = held - 1
