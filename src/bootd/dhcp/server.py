@@ -40,11 +40,11 @@ _log = structlog.get_logger()
 _RECEIVE_BATCH: Final = 512
 _ANSWER_BATCH: Final = 32
 """Answers of one turn of the loop: a millisecond, so that transfers go on in between."""
-_LINES_BUSY, _LINES_IDLE = 1, 16
-"""Log lines of one turn, while packets wait and while none do."""
+_LINES_IDLE, _BEGUN_IDLE = 16, 4
+"""Log lines, and boots told to `on_boot`, of one turn while nobody waits."""
+_PUT_OFF: Final = 0.5
+"""Seconds that both are put off while packets wait; then there is one of each a turn."""
 _LINES_AT_END: Final = 1000
-_BEGUN_BUSY, _BEGUN_IDLE = 1, 4
-"""Boots that are told to `on_boot` in one turn, likewise."""
 _QUEUE: Final = 8192
 _ROUTES: Final = 1024
 _KEPT_BYTES: Final = 16 << 20
@@ -91,6 +91,7 @@ class DhcpServer:
         self._channels: list[Channel] = []
         self._queue: deque[tuple[Channel, Datagram]] = deque()
         self._scheduled = False
+        self._idle = 0.0
         self._begun: deque[tuple[Registry, Node, ServerAddress]] = deque(maxlen=_QUEUE)
         self._senders = Senders()
         self._report = Report()
@@ -162,16 +163,23 @@ class DhcpServer:
                 self._handle(channel, datagram, now)
             except Exception as exc:  # one packet never costs more than itself
                 self._report.fault("packet", exc, datagram.data)
-        if self._afterwards(busy=bool(queue)) or queue:
+        if not queue:
+            self._idle = now
+            lines, begun = _LINES_IDLE, _BEGUN_IDLE
+        elif now - self._idle > _PUT_OFF:
+            lines = begun = 1
+        else:
+            lines = begun = 0
+        if self._afterwards(lines, begun) or queue:
             self._scheduled = True
             self._loop.call_soon(self._answer)
 
-    def _afterwards(self, *, busy: bool) -> bool:
-        """What no machine waits for: log lines, and warming what boots will ask for. True where
-        there is more of it."""
-        more = self._report.write(_LINES_BUSY if busy else _LINES_IDLE)
+    def _afterwards(self, lines: int, boots: int) -> bool:
+        """What no machine waits for: some log lines, and warming what some boots will ask for. True
+        where there is more of it."""
+        more = self._report.write(lines)
         begun = self._begun
-        for _ in range(min(len(begun), _BEGUN_BUSY if busy else _BEGUN_IDLE)):
+        for _ in range(min(len(begun), boots)):
             try:
                 assert self._on_boot is not None
                 self._on_boot(*begun.popleft())
