@@ -6,24 +6,20 @@ is found again the next time, also without a network.
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import os
 import platform
 import re
-import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bootd.overlay.cpio import Entry, archive
+from tests.lab.packages import BUILD, locked, unpack
 from tests.lab.run import LabError, program, run
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-BUILD: Final = ROOT / "build" / "lab"
 KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 MODULES: Final = ("virtio_pci", "virtio_net")
 """Modules for the machines' network card; what they depend on comes with them."""
@@ -39,22 +35,13 @@ class DemoImage:
     initramfs: Path
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two labs that start at once build one after the other; the second finds it done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def build(folder: Path = BUILD) -> DemoImage:
     """The demo image, built where it is not there yet. `LabError` says what is missing."""
     if platform.machine() != "x86_64":
         raise LabError(
             f"the demo image is built for x86_64 machines on x86_64, not on {platform.machine()}"
         )
-    with _locked(folder):
+    with locked(folder):
         tree = _kernel_tree(folder)
         kernel = next((tree / "boot").glob("vmlinuz-*"))
         version = kernel.name.removeprefix("vmlinuz-")
@@ -79,7 +66,7 @@ def _kernel_tree(folder: Path) -> Path:
         package = _kernel_package()
         tree = folder / package
         if not tree.exists():
-            _unpack(package, folder, tree)
+            unpack(tree, package)
     except LabError as exc:
         if not kept:
             raise LabError(
@@ -97,18 +84,6 @@ def _kernel_package() -> str:
     if found is None:
         raise LabError(f"apt knows no package {KERNEL_PACKAGE}")
     return found[1]
-
-
-def _unpack(package: str, folder: Path, tree: Path) -> None:
-    """Download and unpack beside, then rename: a download that was cut leaves no half tree."""
-    work = folder / f"{package}.new"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    run("apt-get", "download", "-o", "APT::Sandbox::User=root", package, cwd=work, timeout=600)
-    (deb,) = work.glob("*.deb")
-    run("dpkg-deb", "-x", str(deb), str(work), timeout=300)
-    deb.unlink()
-    work.rename(tree)
 
 
 def _modules(tree: Path, version: str) -> list[Path]:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from tests.lab.arm64 import arm64
 from tests.lab.console import Console, Line
 from tests.lab.netns import Network
 from tests.lab.run import LabError, Program
@@ -27,6 +28,7 @@ class Firmware(StrEnum):
     UEFI = "uefi"  # EDK2's own PXE client
     UEFI_HTTP = "uefi-http"  # EDK2's HTTP boot
     UEFI_ROM = "uefi-rom"  # UEFI, the network card's ROM is iPXE
+    ARM64 = "arm64"  # EDK2's PXE client on an arm64 machine
     SECURE = "secure"  # EDK2's PXE client, Secure Boot with Microsoft's keys
 
 
@@ -76,6 +78,15 @@ def _uefi(firmware: Firmware, mac: str, folder: Path) -> list[str]:
     return arguments
 
 
+def _arm64(mac: str) -> list[str]:
+    # Firmware by -bios: its variables are forgotten at power-off, which a diskless machine bears.
+    return [
+        "-machine", "virt", "-bios", str(arm64().firmware),
+        "-device", f"virtio-net-pci,netdev=lan,mac={mac},bootindex=1,romfile=",
+        "-device", "virtio-rng-pci",
+    ]  # fmt: skip
+
+
 class Machine:
     """One machine. Powered on, it boots from the network and has nothing else to boot from."""
 
@@ -103,13 +114,17 @@ class Machine:
         self._program: Program | None = None
 
     def _arguments(self, tap: str) -> list[str]:
+        qemu, processor = "qemu-system-x86_64", "qemu64,+rdrand"
         if self.firmware is Firmware.BIOS:
             hardware = _bios(self.mac)
+        elif self.firmware is Firmware.ARM64:
+            qemu, processor = str(arm64().qemu), "cortex-a57"
+            hardware = _arm64(self.mac)
         else:
             hardware = _uefi(self.firmware, self.mac, self._folder)
         return [
-            "qemu-system-x86_64", "-name", self.name, "-nodefaults", "-no-user-config",
-            "-accel", "tcg,thread=multi", "-cpu", "qemu64,+rdrand", "-smp", "1",
+            qemu, "-name", self.name, "-nodefaults", "-no-user-config",
+            "-accel", "tcg,thread=multi", "-cpu", processor, "-smp", "1",
             "-m", str(self._memory), "-display", "none", "-monitor", "none",
             "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
             "-netdev", f"tap,id=lan,ifname={tap},script=no,downscript=no",

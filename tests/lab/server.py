@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -99,6 +100,12 @@ class Server:
             "image", "import", name,
             "--kernel", str(image.kernel), "--initramfs", str(image.initramfs),
         )  # fmt: skip
+
+    def add_loader(self, path: Path) -> None:
+        """Put a boot loader where a site puts its own: ``state_dir/tftp``."""
+        folder = self._folder / "state" / "tftp"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
 
     def command(self, *words: str) -> str:
         """Run ``bootd WORDS`` with this server's settings; its output, or `LabError`."""
