@@ -342,6 +342,10 @@ def test_a_raspberry_pi_is_told_the_words_it_waits_for_and_no_file() -> None:
     assert not {66, 67} & set(found.message.options)
 
 
+def test_what_says_that_it_is_a_raspberry_pi_is_one() -> None:
+    assert offered(message(arch=41)).client.kind is ClientKind.RPI
+
+
 def test_a_raspberry_pi_with_uefi_is_an_ordinary_uefi_client() -> None:
     found = offered(message(arch=11, chaddr=bytes.fromhex("dca632000001").ljust(16, b"\0")))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from types import MappingProxyType
 from typing import Any
@@ -144,6 +145,19 @@ def test_a_machine_that_cannot_be_booted_still_has_its_address() -> None:
 
     assert found.message.yiaddr == IP
     assert not {43, 60, 67} & set(found.message.options)
+
+
+def test_a_reply_that_cannot_fit_is_none() -> None:
+    asked = linux(options={57: (330).to_bytes(2, "big"), 61: bytes(40)})
+
+    assert reason(asked) == "reply-too-large"
+
+
+def test_a_search_domain_that_is_none_is_left_out() -> None:
+    odd = replace(DEVICE, search=("fine.example", "a..b", "x" * 64))
+    found = offered(linux(), world(replace(NODE, network={"boot": odd})))
+
+    assert found.message.options[119] == b"\x04fine\x07example\0"
 
 
 def test_the_client_identifier_and_the_relays_information_come_back() -> None:

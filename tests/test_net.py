@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootd.model import parse_mac
+from bootd.model import StartError, parse_mac
 from bootd.net import Interfaces, read_neighbour
 from bootd.registry import Current
 from tests.dhcp_messages import registry
@@ -84,6 +86,55 @@ async def test_a_neighbour_is_not_asked_for_after_the_end() -> None:
         pass
 
     assert net.neighbour(IPv4Address("127.0.0.9")) is None
+
+
+class Deaf:
+    """An event socket on which something went wrong."""
+
+    def __init__(self, sock: socket.socket, outcome: Exception | bytes) -> None:
+        self._sock, self._outcome = sock, outcome
+
+    def recv(self, _size: int) -> bytes:
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (OSError(errno.ENOBUFS, "No buffer space available"), "net.events-lost"),
+        (BlockingIOError(), ""),
+        (struct.pack("=IHHII", 20, 16, 0, 1, 0) + b"\0\0\0\0", "net.fault"),
+    ],
+)
+async def test_events_that_are_lost_or_broken_stop_nothing(
+    outcome: Exception | bytes, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with interfaces("lo") as (net, _):
+        assert net._events is not None
+        net._events = cast(socket.socket, Deaf(net._events, outcome))
+        capsys.readouterr()
+        net._readable()
+
+        assert net.server_address(LO) == IPv4Address("127.0.0.1")
+        assert said in capsys.readouterr().out
+
+
+async def test_without_netlink_there_is_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr("bootd.net._netlink", refused)
+    with pytest.raises(StartError, match="Address family"):
+        async with interfaces("lo"):
+            pass
 
 
 # ---- the kernel's answer about one neighbour -----------------------------------------------------

@@ -72,6 +72,7 @@ class Interfaces:
         self._secondary: set[tuple[int, IPv4Interface]] = set()
         self._wanted: tuple[str, ...] | None = None
         self._served: dict[int, Interface] = {}
+        self._faulty = False
         self._indices: dict[str, int] = {}
         self._ours: frozenset[bytes] = frozenset()
         self._listeners: list[Callable[[], None]] = []
@@ -179,15 +180,24 @@ class Interfaces:
     def _readable(self) -> None:
         assert self._events is not None
         try:
-            data = self._events.recv(_RECEIVE_SIZE)
+            for message in self._marshal.parse(self._events.recv(_RECEIVE_SIZE)):
+                self._apply(message)
+            self._changed()
         except BlockingIOError:
             return
         except OSError:  # ENOBUFS: events were lost
+            self._read_again()
+        except Exception as exc:  # a message that pyroute2's codec or we do not understand
+            if not self._faulty:
+                _log.error("net.fault", exc_info=exc)
+            self._faulty = True
+
+    def _read_again(self) -> None:
+        _log.warning("net.events-lost", reason="too many at once; everything is read again")
+        try:
             self._resync()
-            return
-        for message in self._marshal.parse(data):
-            self._apply(message)
-        self._changed()
+        except OSError as exc:
+            _log.error("net.not-followed", reason=str(exc))
 
     def _apply(self, message: Any) -> None:
         kind = message["header"]["type"]
