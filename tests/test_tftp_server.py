@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import time
@@ -478,6 +479,22 @@ async def test_the_place_is_given_back_however_it_ends(root: Path) -> None:
             metrics.REGISTRY.get_sample_value("bootd_transfers_in_flight", {"protocol": "tftp"})
             == 0
         )
+
+
+async def test_an_address_that_has_gone_meanwhile_costs_one_request(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    before = ignored("no-socket")
+    async with bench(root) as made:
+        with client(made.address) as someone:
+            with monkeypatch.context() as broken:
+                broken.setattr("bootd.tftp.server.OwnChannel", gone)
+                someone.ask(b"snponly.efi")
+                await until(lambda: ignored("no-socket") == before + 1)
+            assert await someone.read(b"snponly.efi") == LOADER
 
 
 async def test_any_datagrams_leave_it_answering(root: Path) -> None:

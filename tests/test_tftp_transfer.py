@@ -353,6 +353,19 @@ def test_a_slow_client_that_goes_on_is_never_given_up() -> None:
     assert transfer.outcome is Outcome.OK
 
 
+@pytest.mark.parametrize("windowsize", [1, 16])
+def test_a_storm_of_acks_is_hardly_answered(windowsize: int) -> None:
+    transfer = verified(b"x" * 10_000, windowsize)
+    transfer.receive(ack(windowsize), now=0.002)
+    packets, now = len(blocks(transfer)), 0.002
+    for number in range(10_000):
+        now += 0.00001
+        transfer.receive(ack(number % 3 * windowsize // 2 % (windowsize + 1)), now)
+        transfer.tick(now)
+        packets += len(blocks(transfer))
+    assert packets < 200
+
+
 # ---- before the first acknowledgement ------------------------------------------------------------
 
 

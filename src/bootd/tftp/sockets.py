@@ -182,11 +182,10 @@ class OwnChannel:
         """Take in one datagram or error; False where there was none."""
         try:
             datagram, source = self._receive(_LARGEST_REPLY)
-        except BlockingIOError:
-            return False
-        except OSError:
+        except OSError as exc:
+            # Nothing to read and woken all the same: an error that a send has had the number of.
             self._read_errors()
-            return True
+            return not isinstance(exc, BlockingIOError)
         if source == self._peer:
             self._owner.receive(datagram)
             return True
@@ -238,15 +237,18 @@ class OwnChannel:
     def _read_errors(self) -> bool:
         """ICMP answers to what we sent; True where the client's host refuses it.
 
+        A host that can't be reached (any more) may be on its way up again: the timer decides.
         uvloop stops watching a socket that had an error, so that it is put under watch again.
         """
-        refused = False
+        found = refused = False
         with suppress(BlockingIOError):
-            for _ in range(16):
+            for _ in range(_DRAINED):
                 _, ancillary, _, to = self._sock.recvmsg(0, _ERROR_ANCILLARY, socket.MSG_ERRQUEUE)
+                found = True
                 refused |= to == self._peer and _errno_of(ancillary) == errno.ECONNREFUSED
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.add_reader(self._sock.fileno(), self.read)
+        if found:
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.add_reader(self._sock.fileno(), self.read)
         if refused:
             self._owner.unreachable()
         return refused
