@@ -27,8 +27,10 @@ class Wires:
         self.second = Network(IPv4Network("10.78.0.0/24"), beside=self.first)
         self.server = Server(self.first, folder)
 
-    def configure(self, *interfaces: str) -> None:
-        self.server.configure({}, interfaces=list(interfaces), dhcp={"mode": "off"})
+    def configure(self, *interfaces: str, **tftp: object) -> None:
+        self.server.configure(
+            {}, interfaces=list(interfaces), dhcp={"mode": "off"}, tftp={"port": 69, **tftp}
+        )
         self.server.nodes_file.write_text("nodes: {}\n")
 
     def read(self, network: Network, name: str, *options: str) -> bytes:
@@ -71,6 +73,22 @@ async def test_blocks_fit_the_interface(wires: Wires) -> None:
     for network, blksize in ((wires.first, 1468), (wires.second, 1268)):
         assert wires.read(network, "loader.efi", "--tftp-blksize", "1468") == LOADER
         await wires.server.wait_for("tftp.transfer", 10, file="loader.efi", blksize=blksize)
+
+
+@pytest.mark.parametrize("single_port", [False, True])
+async def test_blocks_that_the_operator_wants_larger_than_the_way_go_in_fragments(
+    wires: Wires, single_port: bool
+) -> None:
+    """The kernel cuts no window into datagrams that it would have to cut again."""
+    wires.configure(max_blksize=8192, single_port=single_port)
+    await wires.server.start()
+    to = wires.folder / "got"
+    run("ip", "netns", "exec", wires.first.dhcp, "atftp", "--option", "blksize 8192",
+        "--option", "windowsize 4", "-g", "-r", "loader.efi", "-l", str(to),
+        str(wires.first.server_ip), "69")  # fmt: skip
+    assert to.read_bytes() == LOADER
+    done = await wires.server.wait_for("tftp.transfer", 10, blksize=8192, windowsize=4)
+    assert done.keys["retransmits"] == 0
 
 
 async def test_our_own_address_is_answered_on_the_server_itself(wires: Wires) -> None:
