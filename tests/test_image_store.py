@@ -88,6 +88,16 @@ def test_an_import_without_activation_leaves_the_active_generation(
     assert store.active()["debian"] == new
 
 
+def test_a_new_generation_sorts_last_even_within_a_second_or_by_a_clock_set_back(
+    store: ImageStore, imported: Image, kernel: Path, initramfs: Path
+) -> None:
+    made = [imported.generation]
+    for now in (datetime(2026, 11, 22, tzinfo=UTC), datetime(2020, 1, 1, tzinfo=UTC)):
+        made.append(store.import_files("debian", kernel, initramfs, now=now).generation)
+
+    assert [g.generation for g in store.generations("debian")] == made
+
+
 def test_activation_goes_back_to_an_older_generation(
     store: ImageStore, imported: Image, kernel: Path, initramfs: Path
 ) -> None:

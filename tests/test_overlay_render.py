@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
 
-from bootd.model import Image, Node, Overlay, OverlayEntry, ServerAddress, Settings, parse_mac
+from bootd.model import (
+    DhcpSettings,
+    Image,
+    Node,
+    Overlay,
+    OverlayEntry,
+    ServerAddress,
+    Settings,
+    UnknownPolicy,
+    parse_mac,
+)
 from bootd.overlay import tree
 from bootd.overlay.cpio import Entry
 from bootd.overlay.render import Shared, Which, check, render
@@ -160,7 +171,7 @@ def test_a_syntax_error_has_its_line() -> None:
         ("{{ tags.update({}) }}", "access to attribute 'update'"),
         ("{% include 'other' %}", "TypeError"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
-        ('{{ "a\\u0000b" | sh }}', "NUL"),
+        ('{{ "a\\u0000b" | sh }}', "control characters"),
         ("{% file node %}{% endfile %}", "not a text"),
         ('{% file "a", 600 %}{% endfile %}', 'as "0600"'),
         ('{% file "a", "0999" %}{% endfile %}', 'as "0600"'),
@@ -263,6 +274,16 @@ def test_check_tells_every_fault_of_every_node_grouped() -> None:
 
 def test_check_finds_nothing_wrong_with_what_renders() -> None:
     assert check(registry([overlay(template("a", "{{ tags.rack }}"))])) == []
+
+
+def test_check_tries_profile_default_only_where_unknown_machines_boot_it() -> None:
+    world = registry([overlay(template("a", "{{ node.ip | ip }}"))])
+    default = Node("default", overlays_system=("own",))
+    hold = replace(world, default=default)
+    boot = replace(hold, settings=Settings(dhcp=DhcpSettings(unknown=UnknownPolicy.DEFAULT)))
+
+    assert check(hold) == []
+    assert len(check(boot)) == 1
 
 
 def test_check_ends_when_it_is_told_to() -> None:

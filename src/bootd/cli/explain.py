@@ -56,7 +56,7 @@ def explain(
     except ConfigError as error:
         refuse(error.faults)
     machine = _machine(registry, who)
-    us = ServerAddress(_address(registry, machine, server), registry.settings.http.port)
+    us = ServerAddress(our_address(registry, machine, server), registry.settings.http.port)
     questions = _questions(machine, arch, vendor_class, user_class)
     answer = explaining.explain(registry, machine, us, questions)
     if as_json:
@@ -107,7 +107,7 @@ def _questions(
     return [firmware] if alone else [firmware, loaded]
 
 
-def _address(registry: Registry, machine: Node | Mac, given: str | None) -> IPv4Address:
+def our_address(registry: Registry, machine: Node | Mac, given: str | None) -> IPv4Address:
     """Our address as this machine reaches it: on its network, else the first served one."""
     import asyncio
 

@@ -15,7 +15,7 @@ import shutil
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, Final
@@ -44,6 +44,7 @@ from bootd.image.manifest import Manifest, ManifestError, decode
 from bootd.model import Artefact, ConfigError, Image, safe_name
 
 MANIFEST: Final = "manifest.json"
+_STAMP: Final = "%Y%m%d-%H%M%S"
 
 
 class NoSuchImage(ImageInputError):
@@ -127,7 +128,6 @@ class ImageStore:
         """
         _safe(name, "image")
         created = now if now is not None else datetime.now(UTC)
-        generation = f"{created:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         with sentences(name), contextlib.ExitStack() as stack:
             sources = {
                 role: stack.enter_context(open_source(role, Path(path)))
@@ -140,6 +140,7 @@ class ImageStore:
             stack.enter_context(locked(folder))
             remove_leftovers(folder)
             check_space(folder, sources)
+            generation = _next_name(folder, created)
             temporary = folder / f"{TEMPORARY}{generation}"
             try:
                 make_folder(temporary)
@@ -302,6 +303,17 @@ def _to_image(manifest: Manifest, folder: Path) -> Image:
         manifest.created,
         manifest.secret,
     )
+
+
+def _next_name(folder: Path, now: datetime) -> str:
+    """A name for a new generation that sorts after all that are there, also where two are made in
+    one second or the clock was set back."""
+    stamp = now.astimezone(UTC)
+    for path in folder.iterdir():
+        with contextlib.suppress(ValueError):
+            known = datetime.strptime(path.name[:15], _STAMP).replace(tzinfo=UTC)
+            stamp = max(stamp, known + timedelta(seconds=1))
+    return f"{stamp:{_STAMP}}-{secrets.token_hex(2)}"
 
 
 def _check_sources(sources: Mapping[str, BinaryIO]) -> str | None:

@@ -9,7 +9,14 @@ from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from bootd.model import Condition, Node, Overlay, OverlayEntry, ServerAddress
+from bootd.model import (
+    Condition,
+    Node,
+    Overlay,
+    OverlayEntry,
+    ServerAddress,
+    UnknownPolicy,
+)
 from bootd.overlay import paths
 from bootd.overlay.cpio import CpioError, Entry, with_parents
 from bootd.overlay.links import TemplateValueError
@@ -267,7 +274,9 @@ def check(
     """
     faults: dict[tuple[str, int, str], list[str]] = {}
     shared: Shared = {}
-    nodes = [*registry.nodes.values(), *([registry.default] if registry.default else [])]
+    nodes = list(registry.nodes.values())
+    if registry.default is not None and registry.settings.dhcp.unknown is UnknownPolicy.DEFAULT:
+        nodes.append(registry.default)
     for node in nodes:
         if stop() or len(faults) >= MAX_FAULTS:
             break

@@ -1,0 +1,2 @@
+# Only on nodes whose tag role is gpu: overlay.yaml says so.
+export GPU=yes
