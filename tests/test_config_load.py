@@ -461,3 +461,31 @@ def test_any_text_loads_or_is_a_config_error(
         return
     assert faults
     assert all(fault.splitlines() == [fault] for fault in faults)
+
+
+def test_what_is_right_in_a_faulty_entry_is_checked_as_well(site: Site) -> None:
+    """All faults at once: a wrong address must not hide that the MAC is another node's."""
+    site.image("demo")
+    site.write(
+        "nodes.yaml",
+        "nodes:\n"
+        "  n1: {mac: 52:54:00:12:34:56}\n"
+        "  n2: {mac: 52:54:00:12:34:56, ip: 10.0.0.300/24, image: dmo}\n"
+        "  n3: {profils: [x], profiles: [gpu]}\n",
+    )
+
+    assert site.faults() == [
+        "nodes.yaml:3:13: nodes.n2.mac: 52:54:00:12:34:56 is also mac of n1 (nodes.yaml:2:13)",
+        "nodes.yaml:3:36: nodes.n2.ip: '10.0.0.300/24' is not an IPv4 address with prefix length, "
+        "like 10.0.0.11/24",
+        "nodes.yaml:3:58: nodes.n2.image: there is no image 'dmo'; did you mean 'demo'?",
+        "nodes.yaml:4:8: nodes.n3.profils: unknown key 'profils'; did you mean 'profiles'?",
+        "nodes.yaml:4:33: nodes.n3.profiles[0]: there is no profile 'gpu'",
+    ]
+
+
+def test_a_template_that_no_node_uses_yet_must_compile(site: Site) -> None:
+    site.write("templates/rescue.ipxe.j2", "#!ipxe\n{% if node %}\n")
+
+    (fault,) = site.faults()
+    assert "rescue.ipxe.j2:" in fault

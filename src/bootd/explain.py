@@ -13,9 +13,10 @@ from ipaddress import IPv4Address
 from typing import Any, Final
 
 from bootd import scripts
+from bootd.config.explain import explain as values_of
 from bootd.dhcp.policy import Ignore, Offer, decide
 from bootd.dhcp.wire import REQUEST, Message, encode
-from bootd.model import Arch, BootTarget, Mac, NetDev, Node, ServerAddress, UnknownPolicy
+from bootd.model import Arch, BootTarget, Mac, Node, ServerAddress, UnknownPolicy
 from bootd.overlay.render import render
 from bootd.overlay.template import RenderError
 from bootd.registry import Registry
@@ -212,38 +213,7 @@ def _decision(node: Node | None, mac: Mac | None, policy: UnknownPolicy) -> str:
 def resolved(node: Node) -> list[dict[str, str]]:
     """Each value that a file decided, with the place that decided it. Secrets are not shown."""
     return [
-        {"key": key, "value": _value(node, key), "origin": str(origin)}
-        for key, origin in node.origins.items()
+        {"key": key, "value": value, "origin": str(origin)}
+        for key, value, origin in values_of(node)
+        if origin is not None
     ]
-
-
-_ATTRIBUTES: Final = {
-    "kernel.version": "kernel_version",
-    "kernel.args": "kernel_args",
-    "overlays.system": "overlays_system",
-    "overlays.runtime": "overlays_runtime",
-}
-
-
-def _value(node: Node, key: str) -> str:
-    """The value under a key as the files write it: ``kernel.args[0]``, ``network.eth0.mtu``."""
-    if key == "asset_key":
-        return "***"
-    name, _, index = key.removesuffix("]").partition("[")
-    value: Any = node
-    for part in _ATTRIBUTES.get(name, name).split("."):
-        if isinstance(value, Mapping):
-            value = value.get(part)
-        elif isinstance(value, NetDev) and not hasattr(value, part):
-            value = value.options.get(part)
-        else:
-            value = getattr(value, part, None)
-    if index and isinstance(value, tuple) and int(index) < len(value):
-        value = value[int(index)]
-    return _shown(value)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple | frozenset):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)

@@ -19,12 +19,14 @@ from jinja2 import Template as Compiled
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from bootd.model import (
+    Artefact,
     BootPlan,
     BootTarget,
     DhcpMode,
     Image,
     Mac,
     Method,
+    NetDev,
     Node,
     ServerAddress,
     Template,
@@ -180,6 +182,7 @@ class Lines(str):
     __slots__ = ()
 
 
+@lru_cache(maxsize=64)
 def countdown(seconds: int, what: str = "trying again") -> Lines:
     """iPXE lines that wait, and show it: ``bootd: trying again in 5 s: 5...4...3...2...1...``
 
@@ -198,7 +201,7 @@ def one_line(value: Any) -> Any:
     """`value` as a template prints it; `ScriptError` where it holds a control character."""
     if isinstance(value, Lines):
         return value
-    text = str(value)
+    text = value if isinstance(value, str) else str(value)
     if not text.isprintable() and any(ord(c) < 32 or c == "\x7f" or c in _SEPARATORS for c in text):
         raise ScriptError(f"{text[:80]!r} has a control character or a line end in it")
     return value
@@ -218,6 +221,7 @@ def check(registry: Registry, server: ServerAddress = _SAMPLE_SERVER) -> list[st
     whose image is missing is not a fault of its script: it is given the hold script.
     """
     faults: dict[str, None] = {}
+    _check_compiled(registry, faults)
     _check_shared(registry, server, faults)
     seen: set[object] = set()
     for node in registry.nodes.values():
@@ -271,6 +275,16 @@ def _try(registry: Registry, node: Node, server: ServerAddress, template: Templa
         render_ipxe(made, template, why="check", ask=True)
 
 
+def _check_compiled(registry: Registry, faults: dict[str, None]) -> None:
+    """Each boot script's template by itself: one that no node with an image uses yet counts too."""
+    for name, template in registry.templates.items():
+        if name.endswith(".ipxe.j2"):
+            try:
+                _compile(template.text, template.source or template.name)
+            except ScriptError as error:
+                faults[str(error)] = None
+
+
 def _check_shared(registry: Registry, server: ServerAddress, faults: dict[str, None]) -> None:
     hold = registry.templates.get(HOLD)
     if hold is None:
@@ -293,7 +307,20 @@ def can_ask(registry: Registry) -> bool:
 
 # ---- templates -----------------------------------------------------------------------------------
 
-_ENVIRONMENT: Final = ImmutableSandboxedEnvironment(
+_PLAIN: Final = frozenset((Node, NetDev, Image, Artefact, ServerAddress))
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja2's sandbox, which need not look twice at our own frozen values."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """As the sandbox's."""
+        if type(obj) in _PLAIN and not attr.startswith("_"):
+            return True
+        return super().is_safe_attribute(obj, attr, value)
+
+
+_ENVIRONMENT: Final = _Environment(
     undefined=StrictUndefined,
     finalize=one_line,
     trim_blocks=True,

@@ -24,9 +24,9 @@ def validate(kind: type[M], document: Document) -> tuple[M, list[Fault]]:
     """The document as a model, and every fault with its place; faults of reading it come first.
 
     Where there are faults the model is what is left without the faulty parts, so that the rest can
-    be checked too: an entry of `nodes` or `profiles` is there but empty, other keys are as if they
-    were not written. A document that is empty is an empty model. After `MAX_FAULTS` faults the rest
-    is not looked at.
+    be checked too: a faulty key is as if it were not written, and an entry of `nodes` or `profiles`
+    that is wrong as a whole is there but empty. A document that is empty is an empty model. After
+    `MAX_FAULTS` faults the rest is not looked at.
     """
     faults = list(document.faults)
     value = {} if document.value is None else document.value
@@ -67,9 +67,19 @@ def _entries(
             faults.append(Fault(document.origin(path, key=True), dotted(path), str(error)))
             continue
         entries[name], wrong = (None, []) if entry is None else _checked(of_entry, entry)
+        if wrong:
+            entries[name] = _rest(of_entry, entry, wrong)
         for each in wrong:
             faults.append(_fault(kind, document, {**each, "loc": (section, name, *each["loc"])}))
     return entries
+
+
+def _rest(of: type[Written], entry: Any, wrong: list[dict[str, Any]]) -> Written | None:
+    """The entry less its faulty keys, or None where they are not what makes it wrong."""
+    faulty = {str(error["loc"][0]) for error in wrong if error["loc"]}
+    if not faulty or not isinstance(entry, dict):
+        return None
+    return _checked(of, {key: value for key, value in entry.items() if key not in faulty})[0]
 
 
 def _checked(kind: type[M], value: Any) -> tuple[M | None, list[dict[str, Any]]]:
