@@ -43,7 +43,8 @@ _ANSWER_BATCH: Final = 32
 _LINES_IDLE, _BEGUN_IDLE = 16, 4
 """Log lines, and boots told to `on_boot`, of one turn while nobody waits."""
 _PUT_OFF: Final = 0.5
-"""Seconds that both are put off while packets wait; then there is one of each a turn."""
+_BUSY_PACE: Final = 0.002
+"""Seconds that both are put off while packets wait; then there is one of each in so many."""
 _LINES_AT_END: Final = 1000
 _QUEUE: Final = 8192
 _ROUTES: Final = 1024
@@ -91,7 +92,7 @@ class DhcpServer:
         self._channels: list[Channel] = []
         self._queue: deque[tuple[Channel, Datagram]] = deque()
         self._scheduled = False
-        self._idle = 0.0
+        self._afterwards_at = 0.0
         self._begun: deque[tuple[Registry, Node, ServerAddress]] = deque(maxlen=_QUEUE)
         self._senders = Senders()
         self._report = Report()
@@ -163,20 +164,21 @@ class DhcpServer:
                 self._handle(channel, datagram, now)
             except Exception as exc:  # one packet never costs more than itself
                 self._report.fault("packet", exc, datagram.data)
-        if not queue:
-            self._idle = now
-            lines, begun = _LINES_IDLE, _BEGUN_IDLE
-        elif now - self._idle > _PUT_OFF:
-            lines = begun = 1
-        else:
-            lines = begun = 0
-        if self._afterwards(lines, begun) or queue:
+        if self._afterwards(now) or queue:
             self._scheduled = True
             self._loop.call_soon(self._answer)
 
-    def _afterwards(self, lines: int, boots: int) -> bool:
+    def _afterwards(self, now: float) -> bool:
         """What no machine waits for: some log lines, and warming what some boots will ask for. True
         where there is more of it."""
+        if not self._queue:
+            self._afterwards_at = now + _PUT_OFF
+            lines, boots = _LINES_IDLE, _BEGUN_IDLE
+        elif now >= self._afterwards_at:
+            self._afterwards_at = now + _BUSY_PACE
+            lines = boots = 1
+        else:
+            return True
         more = self._report.write(lines)
         begun = self._begun
         for _ in range(min(len(begun), boots)):
