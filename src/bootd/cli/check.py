@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from bootd.cli.common import config_option, json_option, print_json, refuse
@@ -19,7 +21,7 @@ def check(config: str, as_json: bool) -> None:
     from bootd.model import ConfigError
 
     try:
-        registry = load(config)
+        registry = load(config, patience=math.inf)
     except ConfigError as error:
         if as_json:
             print_json({"ok": False, "faults": list(error.faults)})

@@ -49,14 +49,15 @@ FREEZE_ABOVE: Final = 20_000
 T = TypeVar("T")
 
 
-def load(config_file: str, *, generation: int = 1) -> Registry:
+def load(config_file: str, *, generation: int = 1, patience: float = RENDER_SECONDS) -> Registry:
     """Read and check everything that `config_file` leads to.
 
-    `generation` numbers the registry. Raises `ConfigError` with all faults, each a whole line
+    `generation` numbers the registry; nodes' overlays are rendered for at most `patience` seconds
+    to find templates that fail. Raises `ConfigError` with all faults, each a whole line
     ``file:line:col: where: what``.
     """
     with _collector_paused():
-        return _Load(_absolute(config_file)).registry(generation)
+        return _Load(_absolute(config_file)).registry(generation, patience)
 
 
 def load_settings(config_file: str) -> Settings:
@@ -136,7 +137,7 @@ class _Load:
         self.faults += ports_in_conflict(checked, document)
         return make_settings(checked, self.config_file)
 
-    def registry(self, generation: int) -> Registry:
+    def registry(self, generation: int, patience: float) -> Registry:
         """All stages, in order."""
         settings = self.settings()
         nodes, default = self._nodes(settings)
@@ -165,7 +166,7 @@ class _Load:
         )
         if complete and not self.unread:
             self.lines += scripts.check(made)
-            end = time.monotonic() + RENDER_SECONDS
+            end = time.monotonic() + patience
             unlike = replace(made, nodes=_unlike_first(made.nodes))
             self.lines += render.check(unlike, stop=lambda: time.monotonic() > end)
         self.stop_on_faults()
