@@ -54,9 +54,15 @@ def boot_info(query: Query, node: Node | None) -> BootInfo | Ignore:
     if path is None:
         return Ignore("unsupported-arch", client)
     info = _firmware(query, client, arch, path)
-    if "binl" in quirks(node, mac) and client.kind is ClientKind.PXE and not query.on_pxe_port:
+    if node is not None and node.quirks and _asks_again(query, node):
         return info._replace(vendor_options=b"", file="")
     return info if len(info.file) <= MAX_FILE else Ignore("file-too-long", client)
+
+
+def _asks_again(query: Query, node: Node) -> bool:
+    """True for firmware that ignores an offer which skips port 4011 (quirk ``binl``)."""
+    first = query.client.kind is ClientKind.PXE and not query.on_pxe_port
+    return first and "binl" in quirks(node, query.mac)
 
 
 def _loader(client: Client, mac: Mac, choice: str) -> tuple[int | None, str | None]:
@@ -80,11 +86,9 @@ def _firmware(query: Query, client: Client, arch: int | None, path: str) -> Boot
     return BootInfo(_PXE_CLASS, _BOOT_FILE_NOW, path, arch, True)
 
 
-def quirks(node: Node | None, mac: Mac) -> frozenset[str]:
+def quirks(node: Node, mac: Mac) -> frozenset[str]:
     """The node's quirks that hold for this card: ``binl``, or ``binl@00:11:22`` for one maker's
     cards only, which a profile can set for all its nodes."""
-    if node is None or not node.quirks:
-        return frozenset()
     return frozenset(
         name
         for name, _, oui in (quirk.partition("@") for quirk in node.quirks)

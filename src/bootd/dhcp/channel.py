@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 RECEIVE_BUFFER: Final = 8 << 20
@@ -114,6 +115,7 @@ class UdpChannel:
         self._sock.close()
 
 
+@lru_cache(maxsize=256)
 def pktinfo(interface: int, source: bytes) -> tuple[tuple[int, int, bytes], ...]:
     """Ancillary data that sends out of `interface` (0: as routed) from the address `source`."""
     return ((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(interface, source, _NOWHERE)),)
