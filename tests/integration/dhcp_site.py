@@ -13,9 +13,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
+
+from tests.lab.packages import borrow
 
 PATIENCE: Final = 30.0
 _CLONE_NEWNET: Final = 0x40000000
@@ -107,11 +109,14 @@ class Site:
             finally:
                 _enter(home.fileno())
 
-    def start(self, host: str, *words: str, log: Path) -> subprocess.Popen[bytes]:
-        """A program that runs until the end of the site, its output in `log`."""
+    def start(
+        self, host: str, *words: str, log: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """A program that runs until the end of the site, its output in `log`; `env` is added."""
         with self.inside(host), log.open("wb") as output:
             program = subprocess.Popen(
                 words,
+                env=os.environ | (env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -189,11 +194,9 @@ def kea(site: Site, host: str, interface: str, network: str, folder: Path) -> No
         }}}}"""
     )
     folder.joinpath("locks").mkdir(exist_ok=True)
-    os.environ["KEA_PIDFILE_DIR"] = os.environ["KEA_LOCKFILE_DIR"] = str(folder / "locks")
-    try:
-        site.start(host, "kea-dhcp4", "-c", str(settings), log=log)
-    finally:
-        del os.environ["KEA_PIDFILE_DIR"], os.environ["KEA_LOCKFILE_DIR"]
+    program, libraries = borrow("kea-dhcp4", "kea-dhcp4-server")
+    locks = {f"KEA_{which}_DIR": str(folder / "locks") for which in ("PIDFILE", "LOCKFILE")}
+    site.start(host, str(program), "-c", str(settings), log=log, env={**libraries, **locks})
     says(log, "DHCP4_STARTED")
 
 
@@ -203,9 +206,10 @@ DHCP_SERVERS: Final = {"dnsmasq": dnsmasq, "kea-dhcp4": kea}
 def relay(site: Site, host: str, clients: str, servers: str, *targets: str, folder: Path) -> None:
     """ISC's relay agent between two interfaces; it adds option 82."""
     log = folder / "dhcrelay.log"
+    program, libraries = borrow("dhcrelay", "isc-dhcp-relay")
     site.start(
         host,
-        "dhcrelay",
+        str(program),
         "-d",
         "-4",
         "--no-pid",
@@ -216,5 +220,6 @@ def relay(site: Site, host: str, clients: str, servers: str, *targets: str, fold
         servers,
         *targets,
         log=log,
+        env=libraries,
     )
     says(log, "Sending on   Socket/fallback")

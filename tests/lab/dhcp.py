@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from tests.lab.kea import kea
 from tests.lab.netns import Network
+from tests.lab.packages import borrow
 from tests.lab.run import LabError, Program
 
 
@@ -47,7 +47,7 @@ class DhcpServer:
         elif self._site is Site.SAME_HOST:
             await self._start("dnsmasq", network.boot, self._dnsmasq(), leases)
         elif self._site is Site.KEA:
-            path, libraries = await asyncio.to_thread(kea)
+            path, libraries = await asyncio.to_thread(borrow, "kea-dhcp4", "kea-dhcp4-server")
             environment = {
                 **os.environ,
                 **libraries,

@@ -9,12 +9,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.lab.run import run
+from tests.lab.run import LabError, program, run
 
 BUILD: Final = Path(__file__).resolve().parents[2] / "build" / "lab"
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -56,6 +56,36 @@ def unpack(tree: Path, *packages: str, depends: bool = False, release: str = "")
     shutil.rmtree(archives)
     shutil.rmtree(work / "apt", ignore_errors=True)
     work.rename(tree)
+
+
+def borrow(command: str, package: str, folder: Path = BUILD) -> tuple[Path, Mapping[str, str]]:
+    """A server's program without its service: installed, or else unpacked. With it the environment
+    in which it finds its libraries.
+
+    Installing its package would start a server on the machine that only runs our tests. `LabError`
+    where it is neither installed nor to be had.
+    """
+    try:
+        return Path(program(command)), {}
+    except LabError:
+        tree = folder / package
+    with locked(folder):
+        if not tree.exists():
+            unpack(tree, package, depends=True)
+    libraries = {str(path.parent) for path in (tree / "usr" / "lib").rglob("lib*.so*")}
+    paths = [path for path in tree.glob(f"usr/*bin/{command}") if path.is_file()]
+    if not paths:
+        raise LabError(f"the Debian package {package} has no {command}")
+    return paths[0], {"LD_LIBRARY_PATH": ":".join(sorted(libraries))}
+
+
+def _archive() -> str:
+    """Where this machine has its own Debian from: another release of it is there too."""
+    targets = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages")
+    for uri in targets.split():
+        if uri.rstrip("/").endswith("/debian"):
+            return uri
+    raise LabError("apt knows no Debian archive: its sources name none that ends in /debian")
 
 
 def _of_release(folder: Path, release: str) -> dict[str, str]:
