@@ -143,6 +143,13 @@ def test_names_that_could_leave_or_end_the_archive_are_refused(path: str) -> Non
         file(path)
 
 
+def test_a_name_that_no_file_system_has_is_refused() -> None:
+    assert archive([file("a\udcff")]).count(b"a\xff\0") == 1  # as a listing gave it
+
+    with pytest.raises(CpioError, match="does not encode"):
+        file("a\ud800")
+
+
 def test_names_are_taken_up_to_path_max_and_no_further() -> None:
     longest = "/".join(["x" * 255] * 16)
     assert len(longest) == MAX_NAME

@@ -372,6 +372,55 @@ def test_a_manifest_that_is_a_fifo_is_a_fault_and_nobody_waits(store: ImageStore
         store.active()
 
 
+def test_activating_finds_the_newest_generation_that_is_whole(
+    store: ImageStore, imported: Image, kernel: Path, initramfs: Path
+) -> None:
+    newest = store.import_files("debian", kernel, initramfs)
+    Path(newest.artefacts["kernel"].path).unlink()
+
+    assert store.activate("debian") == imported
+
+    Path(imported.artefacts["kernel"].path).unlink()
+    with pytest.raises(NoSuchImage, match="has no generation that can be booted"):
+        store.activate("debian")
+
+
+def test_an_images_folder_that_is_a_file_is_told(store: ImageStore) -> None:
+    store.root.parent.mkdir()
+    store.root.touch()
+
+    with pytest.raises(ConfigError, match="images: Not a directory"):
+        store.active()
+
+
+def test_a_folder_that_may_not_be_written_says_who_may(
+    store: ImageStore, kernel: Path, initramfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/var/lib/bootd/images")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # root may write everywhere
+
+    with pytest.raises(ImageError, match="images: Permission denied; run it as root"):
+        store.import_files("debian", kernel, initramfs)
+
+
+def test_a_manifest_that_is_gone_is_a_fault(store: ImageStore, imported: Image) -> None:
+    (store.root / "debian" / imported.generation / "manifest.json").unlink()
+
+    with pytest.raises(ConfigError, match=r"manifest\.json: cannot be read: No such file"):
+        store.active()
+
+
+def test_a_compressed_kernel_is_refused_with_what_to_do(
+    store: ImageStore, kernel: Path, initramfs: Path
+) -> None:
+    kernel.write_bytes(b"\x1f\x8b" + KERNEL)
+
+    with pytest.raises(ImageError, match=r"compressed kernel \(Image.gz\) must be unpacked"):
+        store.import_files("debian", kernel, initramfs)
+
+
 def test_no_images_at_all_are_no_fault(store: ImageStore) -> None:
     assert store.active() == {}
     assert store.images() == {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from ipaddress import IPv4Interface, IPv6Interface
 
@@ -42,6 +41,7 @@ ADDRESS = IPv4Interface("10.0.0.11/20")
         ("fstab", "a b\\#", r"a\040b\134\043"),
         ("json", {"b": [1, "x"], "a": None}, '{"a": null, "b": [1, "x"]}'),
         ("json", (ADDRESS, True), '["10.0.0.11/20", true]'),
+        ("json", frozenset("ba"), '["a", "b"]'),
         ("fold", ["n003", "n001", "n002"], "n[001-003]"),
         ("fold", [Node("n1"), Node("n2")], "n[1-2]"),
         ("uuid", "a", "3c7fc2a0-e8ab-53a9-93d7-1f1d4ae0bb62"),
@@ -78,16 +78,12 @@ def test_a_mac_address_has_four_forms(form: str, gives: str) -> None:
         *(("word", text) for text in ("", "a b", 'a"b', "a:b", "a\\b")),
         ("fstab", ""),
         ("unit_path", "/a/../b"),
-        ("json", object),
         ("fail", "the reason"),
         ("fields", {}),
         ("links", 7),
     ],
 )
 def test_filters_refuse_with_a_sentence(name: str, value: object) -> None:
-    if (name, value) == ("json", object):
-        assert json.loads(FILTERS["json"](object))  # a text, whatever it is
-        return
     with pytest.raises(TemplateValueError) as caught:
         FILTERS[name](value)
     assert str(caught.value)

@@ -126,6 +126,11 @@ def test_a_card_that_nothing_tells_is_a_fault() -> None:
     assert "has neither device nor mac" in fault(device("boot", ""))
 
 
+def test_a_name_that_no_interface_can_have_is_a_fault() -> None:
+    assert "is not the name of an interface" in fault(device("boot", "a/b", mac=mac(1)))
+    assert "is not the name of an interface" in fault(device("x" * 16, "", mac=mac(1)))
+
+
 def test_a_card_in_two_bonds_is_a_fault() -> None:
     bonds = [
         device(f"bond{n}", f"bond{n}", type="bond", options={"members": ["eth0"]}) for n in (0, 1)

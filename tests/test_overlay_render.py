@@ -292,6 +292,14 @@ def test_check_ends_when_it_is_told_to() -> None:
     assert check(world, stop=lambda: True) == []
 
 
+def test_check_tells_a_symlink_to_nowhere_with_its_template() -> None:
+    world = registry([overlay(template("a", '{% symlink "" %}'))])
+
+    (fault,) = check(world)
+
+    assert fault.startswith("own/rootfs/a.j2:1:1: nodes.n001: 'a': the symlink's target is empty")
+
+
 def test_check_tells_conflicts_between_overlays() -> None:
     node = Node("n001", overlays_system=("a", "b"))
     world = registry(

@@ -15,7 +15,7 @@ from bootd.config.source import parse
 from bootd.model import ConfigError, Node, Overlay, Settings
 from bootd.overlay import paths, rules
 from bootd.overlay.cpio import Entry, check_path
-from bootd.overlay.render import EXAMPLE_SERVER, check, render
+from bootd.overlay.render import EXAMPLE_SERVER, check, reads, render
 from bootd.overlay.tree import OverlayTrees, shadows
 from bootd.registry import Registry
 
@@ -136,6 +136,16 @@ def test_a_condition_that_fails_for_a_node_is_told_with_its_line(site: Site) -> 
     assert "'nam'" in fault
 
 
+def test_a_whole_overlays_condition_that_fails_is_told_and_its_names_are_read(site: Site) -> None:
+    overlay = load(site("when: node.nam == 1"))
+    node = Node("n001", overlays_system=("own",))
+
+    (fault,) = check(registry(node, overlay))
+
+    assert "own/overlay.yaml:1:1: nodes.n001: " in fault
+    assert reads([overlay]) == {"node"}
+
+
 def test_deleted_paths_reach_hooks_and_systemd(site: Site) -> None:
     files = made(site("delete: [etc/motd.d/vendor, opt/old]"))
 
@@ -204,6 +214,8 @@ def test_a_file_below_a_deleted_folder_is_a_fault(site: Site) -> None:
         ("symlinks: {bin/sh: dash}", "/bin is a symlink on the node and would be replaced: use"),
         ("symlinks: {etc/x: }", "is no target"),
         ("symlinks: {etc/app/key: x}", "declares etc/app/key, which"),
+        ("devices: {../x: {type: fifo}}", "component '..'"),
+        ("directories: {/x: }", "is absolute"),
         ("devices: {dev/x: {type: disk}}", "is not one of char, block, fifo"),
         ("devices: {dev/x: {type: char, major: a, minor: 1}}", "is not a device number"),
         ("delete: etc/x", "where a list of paths"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bootd.model import ConfigError, Overlay, OverlayEntry
-from bootd.overlay import tree
+from bootd.overlay import scan, tree
 from bootd.overlay.tree import OverlayTrees
 
 Write = Callable[..., Path]
@@ -208,6 +208,65 @@ def test_an_overlay_is_taken_up_to_its_limit_and_no_further(
 
     write("own/b", b"x")
     assert "has more than 1 MiB" in faults(site)
+
+
+def test_depth_and_number_of_paths_are_bounded(
+    site: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "MAX_ENTRIES", 100)
+    write("deep/" + "d/" * 64 + "x")
+    for number in range(100):
+        write(f"many/{number}")
+    assert len(entries(load(site)["deep"])) == 65
+    assert len(entries(load(site)["many"])) == 100
+
+    write("deep/" + "d/" * 65 + "x")
+    write("many/100")
+
+    lines = faults(site).splitlines()
+    assert "d/d/d is more than 64 folders deep" in lines[0]
+    assert "many: has more than 100 files" in lines[1]
+
+
+def test_an_overlay_yaml_that_is_no_file_is_a_fault(site: Path, write: Write) -> None:
+    write("own/a")
+    os.mkfifo(site / "own/overlay.yaml")
+
+    assert "own: overlay.yaml is not a file" in faults(site)
+
+
+def test_an_overlays_folder_that_is_a_file_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "overlays").touch()
+
+    assert "overlays: overlays: Not a directory" in faults(tmp_path / "overlays")
+
+
+def test_a_file_that_is_swapped_while_it_is_read_is_a_fault_and_nobody_waits(
+    site: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swaps: dict[str, Callable[[Path], object]] = {
+        "fifo": os.mkfifo,
+        "link": lambda path: path.symlink_to("/etc/passwd"),
+        "longer": lambda path: path.write_bytes(b"longer"),
+    }
+    for name in swaps:
+        write(f"own/{name}")
+    opened = os.open
+
+    def swap(path: Path, flags: int) -> int:
+        change = swaps.get(Path(path).name)
+        if change is not None:
+            Path(path).unlink()
+            change(Path(path))
+        return opened(path, flags)
+
+    monkeypatch.setattr(os, "open", swap)
+
+    lines = faults(site).splitlines()
+
+    assert "fifo: is no longer a regular file" in lines[0]
+    assert "link: cannot be read: Too many levels of symbolic links" in lines[1]
+    assert "longer: changed while it was read" in lines[2]
 
 
 def test_a_name_with_control_characters_is_refused(site: Path, write: Write) -> None:

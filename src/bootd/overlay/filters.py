@@ -47,10 +47,7 @@ def fail(reason: object) -> str:
 
 def json(value: object) -> str:
     """As JSON, which is also YAML: texts in quotes, lists, maps."""
-    try:
-        return _json.dumps(_plain(value), ensure_ascii=False, sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise TemplateValueError(f"cannot be written as JSON: {error}") from None
+    return _json.dumps(_plain(value), ensure_ascii=False, sort_keys=True)
 
 
 def _plain(value: object) -> object:
