@@ -6,7 +6,8 @@ system allows a small receive buffer only. Ours is bounded too; past it the kern
 how many.
 
 A decision is a pure function, so what a node was answered is kept and given again when it sends the
-same packet with another transaction id, as firmware does until it hears us.
+same packet with another transaction id, as firmware does until it hears us, and what the first
+machine of a model was answered serves the others (`dhcp.rack`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bootd.dhcp.client import Client, machine_uuid, relay_information
 from bootd.dhcp.guard import LOOP_WINDOW, Sender, Senders
 from bootd.dhcp.packet import PacketChannel
 from bootd.dhcp.policy import Ignore, Offer, decide, requested_address
+from bootd.dhcp.rack import Rack
 from bootd.dhcp.report import Report, kind_of
 from bootd.dhcp.wire import Message, WireError, decode
 from bootd.model import DhcpMode, Mac, Node, ServerAddress, StartError
@@ -61,11 +63,12 @@ OnBoot = Callable[[Registry, Node, ServerAddress], None]
 class _Route:
     """Where a datagram came from and by which way, and what was answered there."""
 
-    __slots__ = ("answers", "us")
+    __slots__ = ("answers", "rack", "us")
 
     def __init__(self, us: ServerAddress) -> None:
         self.us = us
         self.answers: dict[bytes, Offer] = {}
+        self.rack = Rack()
 
 
 class DhcpServer:
@@ -202,25 +205,37 @@ class DhcpServer:
         key = data[:4] + data[10:]  # all but the transaction id and the seconds since it began
         offer = route.answers.get(key)
         if offer is None:
-            try:
-                message = decode(data)
-            except WireError as exc:
-                metrics.DHCP_IGNORED.inc(exc.reason)
-                return
-            answer = decide(
-                message,
-                registry,
-                route.us,
-                port=channel.port,
-                source=datagram.source,
-                size=len(data),
-            )
-            if isinstance(answer, Ignore):
-                self._silent(answer, message, datagram, registry, now)
-                return
-            offer = answer
+            offer = route.rack.answer(data, registry.by_mac)
+            if offer is None:
+                offer = self._decide(channel, datagram, registry, route, now)
+                if offer is None:
+                    return
             self._keep(route, key, offer, registry)
         self._reply(offer, channel, datagram, registry, route.us, now)
+
+    def _decide(
+        self, channel: Channel, datagram: Datagram, registry: Registry, route: _Route, now: float
+    ) -> Offer | None:
+        """A packet that was not answered before; None where it is not answered now."""
+        try:
+            message = decode(datagram.data)
+        except WireError as exc:
+            metrics.DHCP_IGNORED.inc(exc.reason)
+            return None
+        answer = decide(
+            message,
+            registry,
+            route.us,
+            port=channel.port,
+            source=datagram.source,
+            size=len(datagram.data),
+        )
+        if isinstance(answer, Ignore):
+            self._silent(answer, message, datagram, registry, now)
+            return None
+        if registry.settings.dhcp.mode is DhcpMode.PROXY and answer.client.mac in registry.by_mac:
+            route.rack.learn(datagram.data, answer)
+        return answer
 
     def _route(self, channel: Channel, datagram: Datagram, registry: Registry) -> _Route | None:
         """Our address as this sender reaches it, the one it wrote to or else the interface's, and

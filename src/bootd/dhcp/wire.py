@@ -7,7 +7,7 @@ raises `WireError` and nothing else; it reads each byte once.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 MIN_SIZE: Final = 240
@@ -108,6 +108,29 @@ def _read_options(data: bytes, at: int, options: dict[int, bytes]) -> None:
             options[code] += data[start:at]
         else:
             options[code] = data[start:at]
+
+
+def locate(data: bytes, codes: Collection[int]) -> dict[int, tuple[int, int]]:
+    """Where the values of these options stand in a message: start and end, for those it has.
+
+    Raises `WireError` where an option does not stand in one place: ``truncated-option``, or
+    ``scattered-option`` for one in parts or a message with options in other fields.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    at, size = MIN_SIZE, len(data)
+    while at < size and (code := data[at]) != _END:
+        if code == _PAD:
+            at += 1
+            continue
+        start = at + 2
+        at = start + data[at + 1] if start <= size else size + 1
+        if at > size:
+            raise WireError("truncated-option")
+        if code == _OVERLOAD or code in found:
+            raise WireError("scattered-option")
+        if code in codes:
+            found[code] = (start, at)
+    return found
 
 
 def _read_overload(
