@@ -38,12 +38,12 @@ class Bench:
         self.unknown = unknown
         self.boots = Boots(new_id=lambda: f"{next(ids):016x}")
         self.net = Interfaces(current)
-        self.begun: list[tuple[Registry, Node, ServerAddress]] = []
+        self.begun: asyncio.Queue[tuple[Registry, Node, ServerAddress]] = asyncio.Queue()
         self.server = DhcpServer(
             current=current,
             boots=self.boots,
             net=self.net,
-            on_boot=lambda *begun: self.begun.append(begun),
+            on_boot=lambda *begun: self.begun.put_nowait(begun),
             unknown=unknown,
         )
 
@@ -116,7 +116,9 @@ async def test_a_discover_is_offered_the_loader_and_begins_a_boot() -> None:
         assert boot is not None
         assert (boot.node, boot.stage) == ("n001", Stage.DHCP)
         assert [step.detail for step in boot.steps] == [f"{DASHED}/snponly.efi"]
-        assert [(node.name, str(us.ip)) for _, node, us in made.begun] == [("n001", "127.0.0.1")]
+        async with asyncio.timeout(10):
+            _, node, us = await made.begun.get()
+        assert (node.name, str(us.ip)) == ("n001", "127.0.0.1")
 
 
 async def test_the_pxe_port_answers_from_itself() -> None:

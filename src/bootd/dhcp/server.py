@@ -42,7 +42,7 @@ _log = structlog.get_logger()
 _RECEIVE_BATCH: Final = 512
 _ANSWER_BATCH: Final = 32
 """Answers of one turn of the loop: a millisecond, so that transfers go on in between."""
-_LINES_IDLE, _BEGUN_IDLE = 16, 4
+_LINES_IDLE, _BEGUN_IDLE = 8, 4
 """Log lines, and boots told to `on_boot`, of one turn while nobody waits."""
 _PUT_OFF: Final = 0.5
 _BUSY_PACE: Final = 0.002
@@ -161,29 +161,30 @@ class DhcpServer:
         self._scheduled = False
         queue = self._queue
         now = self._loop.time()
-        for _ in range(min(_ANSWER_BATCH, len(queue))):
+        count = min(_ANSWER_BATCH, len(queue))
+        for _ in range(count):
             channel, datagram = queue.popleft()
             try:
                 self._handle(channel, datagram, now)
             except Exception as exc:  # one packet never costs more than itself
                 self._report.fault("packet", exc, datagram.data)
-        if self._afterwards(now) or queue:
+        if self._afterwards(now, busy=count > 0) or queue:
             self._scheduled = True
             self._loop.call_soon(self._answer)
 
-    def _afterwards(self, now: float) -> bool:
-        """What no machine waits for: some log lines, and warming what some boots will ask for. True
-        where there is more of it."""
-        if not self._queue:
+    def _afterwards(self, now: float, *, busy: bool) -> bool:
+        """What no machine waits for, in turns of the loop that found nobody to answer: some log
+        lines, and warming what some boots will ask for. True where there is more of it."""
+        begun = self._begun
+        if not busy:
             self._afterwards_at = now + _PUT_OFF
             lines, boots = _LINES_IDLE, _BEGUN_IDLE
         elif now >= self._afterwards_at:
             self._afterwards_at = now + _BUSY_PACE
             lines = boots = 1
         else:
-            return True
+            lines = boots = 0
         more = self._report.write(lines)
-        begun = self._begun
         for _ in range(min(len(begun), boots)):
             try:
                 assert self._on_boot is not None
