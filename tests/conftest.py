@@ -31,3 +31,16 @@ def pytest_asyncio_loop_factories(
     """The daemon runs on uvloop: a module that cares names the loops it wants as `LOOPS`."""
     names = getattr(getattr(item, "module", None), "LOOPS", ("asyncio",))
     return {name: _LOOPS[name] for name in names}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unconfigured_logs() -> Iterator[None]:
+    """A daemon that ran inside the test process has configured the log for the whole process and
+    let each module keep its logger: take that back, or the next file's tests see no events."""
+    structlog.reset_defaults()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("bootd"):
+            for value in list(vars(module).values()):
+                if isinstance(value, structlog._config.BoundLoggerLazyProxy):
+                    vars(value).pop("bind", None)
+    yield
