@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Mapping
 
 import pytest
+import structlog
 import uvloop
 from hypothesis import HealthCheck, settings
 
@@ -34,7 +36,7 @@ def pytest_asyncio_loop_factories(
 
 
 @pytest.fixture(autouse=True, scope="module")
-def unconfigured_logs() -> Iterator[None]:
+def unconfigured_logs() -> None:
     """A daemon that ran inside the test process has configured the log for the whole process and
     let each module keep its logger: take that back, or the next file's tests see no events."""
     structlog.reset_defaults()
@@ -43,4 +45,3 @@ def unconfigured_logs() -> Iterator[None]:
             for value in list(vars(module).values()):
                 if isinstance(value, structlog._config.BoundLoggerLazyProxy):
                     vars(value).pop("bind", None)
-    yield
