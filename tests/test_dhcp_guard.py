@@ -27,7 +27,7 @@ def mac(number: int) -> Mac:
 
 
 def test_a_sender_is_answered_so_often_in_a_second_and_again_soon_after() -> None:
-    sender = Sender()
+    sender = Sender(0.0)
     answers = [sender.allowed(10.0) for _ in range(ANSWERS_PER_SECOND + 1)]
 
     assert answers == [True] * ANSWERS_PER_SECOND + [False]
@@ -37,7 +37,7 @@ def test_a_sender_is_answered_so_often_in_a_second_and_again_soon_after() -> Non
 
 
 def test_the_same_thing_is_said_once() -> None:
-    sender = Sender()
+    sender = Sender(0.0)
 
     assert [sender.news("a", 0.0), sender.news("a", 1.0), sender.news("b", 2.0)] == [
         True,
@@ -47,7 +47,7 @@ def test_the_same_thing_is_said_once() -> None:
 
 
 def test_who_changes_its_mind_all_the_time_is_not_worth_a_line() -> None:
-    sender = Sender()
+    sender = Sender(0.0)
     said = [sender.news(number, 60.0) for number in range(LINES_PER_MINUTE + 5)]
 
     assert said == [True] * LINES_PER_MINUTE + [False] * 5
@@ -55,14 +55,14 @@ def test_who_changes_its_mind_all_the_time_is_not_worth_a_line() -> None:
 
 
 def test_a_loop_is_more_than_three_attempts_within_two_minutes() -> None:
-    sender = Sender()
+    sender = Sender(0.0)
     found = [sender.first_stage(number, number * 10.0) for number in range(LOOP_OFFERS + 1)]
 
     assert found == [False] * LOOP_OFFERS + [True]
 
 
 def test_a_loop_is_told_once_and_again_if_it_goes_on() -> None:
-    sender = Sender()
+    sender = Sender(0.0)
     found = [sender.first_stage(number, number * 20.0) for number in range(30)]
 
     told = [number * 20.0 for number, loop in enumerate(found) if loop]
@@ -71,26 +71,27 @@ def test_a_loop_is_told_once_and_again_if_it_goes_on() -> None:
 
 
 def test_slow_attempts_are_no_loop() -> None:
-    sender = Sender()
+    sender = Sender(0.0)
 
     assert not any(sender.first_stage(number, number * (LOOP_WINDOW / 2)) for number in range(20))
 
 
 def test_one_attempt_repeated_is_no_loop() -> None:
-    sender = Sender()
+    sender = Sender(0.0)
 
     assert not any(sender.first_stage(7, number) for number in range(20))
 
 
 def test_the_sender_heard_longest_ago_is_forgotten_first() -> None:
     senders = Senders(limit=2)
-    first = senders.of(mac(1))
-    senders.of(mac(2))
-    senders.of(mac(1))
-    senders.of(mac(3))
+    first = senders.of(mac(1), 0.0)
+    senders.of(mac(2), 0.0)
+    senders.hear(mac(1), first, 5.0)
+    senders.of(mac(3), 5.0)
 
     assert len(senders) == 2
-    assert senders.of(mac(1)) is first
+    assert senders.known(mac(1)) is first
+    assert senders.known(mac(2)) is None
 
 
 def test_lines_come_in_a_burst_then_at_a_rate() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import Final
 
+from bootd.dhcp.answer import Offer
 from bootd.model import Mac
 
 MAX_SENDERS: Final = 16384
@@ -24,11 +25,31 @@ LOOP_WINDOW: Final = 120.0
 
 
 class Sender:
-    """One MAC address: what was last said of it, and how often it was answered."""
+    """One MAC address: what it was answered last, what was said of it, and how often it asked.
 
-    __slots__ = ("at", "left", "lines", "looped", "minute", "said", "stages", "xid")
+    `answer` belongs to `request`, which came by `way` (the shell's, compared by identity).
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "answer",
+        "at",
+        "heard",
+        "left",
+        "lines",
+        "looped",
+        "minute",
+        "request",
+        "said",
+        "stages",
+        "way",
+        "xid",
+    )
+
+    def __init__(self, now: float) -> None:
+        self.heard = now
+        self.way: object = None
+        self.request = b""
+        self.answer: Offer | None = None
         self.said: object = None
         self.minute = 0.0
         self.lines = 0
@@ -81,7 +102,7 @@ class Sender:
 
 
 class Senders:
-    """The senders heard last."""
+    """The senders heard last; to the second, as it is done for every packet."""
 
     def __init__(self, limit: int = MAX_SENDERS) -> None:
         self._limit = limit
@@ -90,16 +111,24 @@ class Senders:
     def __len__(self) -> int:
         return len(self._senders)
 
-    def of(self, mac: Mac) -> Sender:
-        """The sender with this address, now the latest heard."""
+    def known(self, mac: Mac) -> Sender | None:
+        """The sender with this address, if it was heard before."""
+        return self._senders.get(mac)
+
+    def of(self, mac: Mac, now: float) -> Sender:
+        """The sender with this address, a new one if need be."""
         sender = self._senders.get(mac)
         if sender is None:
-            sender = self._senders[mac] = Sender()
+            sender = self._senders[mac] = Sender(now)
             if len(self._senders) > self._limit:
                 self._senders.popitem(last=False)
-        else:
-            self._senders.move_to_end(mac)
         return sender
+
+    def hear(self, mac: Mac, sender: Sender, now: float) -> None:
+        """It is heard now, and so forgotten after those that are quiet."""
+        if now - sender.heard >= 1.0:
+            sender.heard = now
+            self._senders.move_to_end(mac)
 
 
 class Lines:

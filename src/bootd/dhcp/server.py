@@ -45,13 +45,13 @@ _ANSWER_BATCH: Final = 32
 _LINES_IDLE, _BEGUN_IDLE = 8, 4
 """Log lines, and boots told to `on_boot`, of one turn while nobody waits."""
 _PUT_OFF: Final = 0.5
-_BUSY_PACE: Final = 0.002
+_BUSY_PACE: Final = 0.01
 """Seconds that both are put off while packets wait; then there is one of each in so many."""
 _LINES_AT_END: Final = 1000
 _QUEUE: Final = 8192
 _ROUTES: Final = 1024
-_KEPT_BYTES: Final = 16 << 20
-"""Of answers given to known nodes; some 800 bytes each."""
+_KEPT_REQUEST: Final = 600
+"""Bytes of a known node's request that is kept with its answer; real ones have 300 to 420."""
 
 _ROUTINE: Final = frozenset({"request", "release", "other-server"})
 _OF_LEASES: Final = frozenset({"decline", "wrong-network", "no-address-asked"})
@@ -61,13 +61,12 @@ OnBoot = Callable[[Registry, Node, ServerAddress], None]
 
 
 class _Route:
-    """Where a datagram came from and by which way, and what was answered there."""
+    """One way in: port, interface, sender and our address; and the models answered there."""
 
-    __slots__ = ("answers", "rack", "us")
+    __slots__ = ("rack", "us")
 
     def __init__(self, us: ServerAddress) -> None:
         self.us = us
-        self.answers: dict[bytes, Offer] = {}
         self.rack = Rack()
 
 
@@ -100,7 +99,6 @@ class DhcpServer:
         self._senders = Senders()
         self._report = Report()
         self._routes: dict[tuple[int, int, tuple[str, int], bytes], _Route] = {}
-        self._kept = 0
         self._decided_in = current.registry
         net.on_change(self._forget_answers)
 
@@ -203,16 +201,23 @@ class DhcpServer:
             metrics.DHCP_IGNORED.inc("interface-not-served")
             return
         data = datagram.data
-        key = data[:4] + data[10:]  # all but the transaction id and the seconds since it began
-        offer = route.answers.get(key)
-        if offer is None:
+        request = data[:4] + data[10:]  # all but transaction id and the seconds since it began
+        mac = Mac(data[28:34].hex(":"))
+        sender = self._senders.known(mac)
+        if sender is not None and sender.way is route and sender.request == request:
+            offer = sender.answer
+        else:
             offer = route.rack.answer(data, registry.by_mac)
             if offer is None:
                 offer = self._decide(channel, datagram, registry, route, now)
-                if offer is None:
-                    return
-            self._keep(route, key, offer, registry)
-        self._reply(offer, channel, datagram, registry, route.us, now)
+            if offer is None or offer.client.mac is None:
+                return
+            mac = offer.client.mac
+            sender = self._senders.of(mac, now)
+            if mac in registry.by_mac and len(request) <= _KEPT_REQUEST:
+                sender.way, sender.request, sender.answer = route, request, offer
+        assert offer is not None
+        self._reply(offer, mac, sender, channel, datagram, registry, route.us, now)
 
     def _decide(
         self, channel: Channel, datagram: Datagram, registry: Registry, route: _Route, now: float
@@ -255,31 +260,23 @@ class DhcpServer:
             route = self._routes[key] = _Route(us)
         return route
 
-    def _keep(self, route: _Route, key: bytes, offer: Offer, registry: Registry) -> None:
-        if offer.client.mac in registry.by_mac:
-            self._kept += len(key) + len(offer.data)
-            if self._kept > _KEPT_BYTES:
-                self._forget_answers()
-            route.answers[key] = offer
-
     def _forget_answers(self) -> None:
         self._routes.clear()
-        self._kept = 0
 
     # ---- out ------------------------------------------------------------------------------------
 
     def _reply(
         self,
         offer: Offer,
+        mac: Mac,
+        sender: Sender,
         channel: Channel,
         datagram: Datagram,
         registry: Registry,
         us: ServerAddress,
         now: float,
     ) -> None:
-        mac = offer.client.mac
-        assert mac is not None
-        sender = self._senders.of(mac)
+        self._senders.hear(mac, sender, now)
         if not sender.allowed(now):
             metrics.DHCP_IGNORED.inc("rate-limited")
             return
@@ -353,7 +350,7 @@ class DhcpServer:
             self._observe_address(message, client.mac)
         if ignore.reason in _ROUTINE or (client.kind is None and ignore.reason not in _OF_LEASES):
             return
-        if self._senders.of(client.mac).news(ignore.reason, now):
+        if self._senders.of(client.mac, now).news(ignore.reason, now):
             known = registry.by_mac.get(client.mac)
             name = known.name if known is not None else None
             self._report.refusal(ignore, name, self._net.name(datagram.interface), now)
