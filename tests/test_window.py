@@ -68,7 +68,7 @@ def test_two_machines_that_no_node_names_are_not_the_same() -> None:
     ],
 )
 def test_who_is_given_a_token(given: Boot | None, on_link: Owner, now: float, reason: str) -> None:
-    assert grant(given, PEER, on_link, now) == reason
+    assert grant(given, PEER, lambda: on_link, now) == reason
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_who_is_given_a_token(given: Boot | None, on_link: Owner, now: float, re
 def test_what_a_token_still_opens(
     given: Boot, token: Claims, on_link: Owner, now: float, reason: str
 ) -> None:
-    assert admit(given, token, PEER, on_link, now) == reason
+    assert admit(given, token, PEER, lambda: on_link, now) == reason
 
 
 def test_up_closes_the_window_and_the_next_boot_opens_it() -> None:
@@ -97,12 +97,12 @@ def test_up_closes_the_window_and_the_next_boot_opens_it() -> None:
     first = boots.discover(MAC, "n001", ClientKind.IPXE, 7, 0)
     first.address = PEER
     boots.up(first, 10)
-    assert grant(boots.of(MAC), PEER, Owner.SELF, 11) == "up"
+    assert grant(boots.of(MAC), PEER, lambda: Owner.SELF, 11) == "up"
 
     second = boots.discover(MAC, "n001", ClientKind.IPXE, 7, 20)
 
-    assert grant(second, PEER, Owner.SELF, 21) == ""
-    assert admit(second, claims("b1"), PEER, Owner.SELF, 21) == "other-boot"
+    assert grant(second, PEER, lambda: Owner.SELF, 21) == ""
+    assert admit(second, claims("b1"), PEER, lambda: Owner.SELF, 21) == "other-boot"
 
 
 def test_every_reason_can_be_said() -> None:

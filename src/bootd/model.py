@@ -409,11 +409,11 @@ class ServerAddress:
     ip: IPv4Address
     http_port: int = 9873
     scheme: str = "http"
+    base: str = field(init=False, compare=False, repr=False)
+    """``http://10.0.0.1:9873``: an IP literal, so that no client needs DNS."""
 
-    @property
-    def base(self) -> str:
-        """``http://10.0.0.1:9873``: an IP literal, so that no client needs DNS."""
-        return f"{self.scheme}://{self.ip}:{self.http_port}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", f"{self.scheme}://{self.ip}:{self.http_port}")
 
 
 @dataclass(frozen=True, slots=True)

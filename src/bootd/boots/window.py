@@ -10,7 +10,7 @@ Each function returns an empty string or a reason, one word; `SENTENCES` says it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from ipaddress import IPv4Address
 from types import MappingProxyType
@@ -61,12 +61,17 @@ def owner(registry: Registry, mac: Mac, neighbour: Mac | None) -> Owner:
     return Owner.SELF if node is registry.by_mac.get(mac) else Owner.OTHER
 
 
-def tie(boot: Boot, peer: IPv4Address, on_link: Owner) -> str:
+Link = Callable[[], Owner]
+"""Asks the neighbour table: a system call, so only where the answer matters."""
+
+
+def tie(boot: Boot, peer: IPv4Address, link: Link) -> str:
     """Whether `peer` is the machine that boots.
 
     The link is believed before DHCP: it tells who is there now. Behind a router there is no
     neighbour, and the address from the DHCP exchange decides.
     """
+    on_link = link()
     if on_link is not Owner.UNKNOWN:
         return "" if on_link is Owner.SELF else "wrong-address"
     if boot.address is None:
@@ -74,15 +79,14 @@ def tie(boot: Boot, peer: IPv4Address, on_link: Owner) -> str:
     return "" if boot.address == peer else "wrong-address"
 
 
-def grant(boot: Boot | None, peer: IPv4Address, on_link: Owner, now: float) -> str:
+def grant(boot: Boot | None, peer: IPv4Address, link: Link, now: float) -> str:
     """Whether a token may be given out for `boot` to `peer`; `now` is monotonic."""
     if boot is None:
         return "no-boot"
-    closed = _closed(boot, now)
-    return closed or tie(boot, peer, on_link)
+    return _closed(boot, now) or tie(boot, peer, link)
 
 
-def admit(boot: Boot, claims: Claims, peer: IPv4Address, on_link: Owner, now: float) -> str:
+def admit(boot: Boot, claims: Claims, peer: IPv4Address, link: Link, now: float) -> str:
     """Whether a token that is signed and not expired still opens its boot for `peer`.
 
     The operating system may have another address than the firmware had (another DHCP client
@@ -91,9 +95,12 @@ def admit(boot: Boot, claims: Claims, peer: IPv4Address, on_link: Owner, now: fl
     if boot.id != claims.boot_id:
         return "other-boot"
     closed = _closed(boot, now)
-    if closed or on_link is Owner.SELF:
+    if closed:
         return closed
-    return "" if peer == claims.address and on_link is not Owner.OTHER else "wrong-address"
+    on_link = link()
+    if on_link is Owner.SELF or (peer == claims.address and on_link is not Owner.OTHER):
+        return ""
+    return "wrong-address"
 
 
 def _closed(boot: Boot, now: float) -> str:

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 import structlog
+from prometheus_client import Counter
 
 from bootd import metrics
 from bootd.http.answer import Answer
@@ -29,6 +30,7 @@ class AccessLog:
     def __init__(self) -> None:
         self._since = 0.0
         self._lines = 0
+        self._counters: dict[tuple[str, int], Counter] = {}
 
     def done(
         self,
@@ -41,8 +43,8 @@ class AccessLog:
     ) -> None:
         """A request is over; `began` and `now` are monotonic seconds."""
         name = _name(asking)
-        status = delivery.response.status
-        metrics.HTTP_REQUESTS.labels(name, str(status)).inc()
+        status = delivery.status
+        self._count(name, status)
         if delivery.outcome != "ok":
             metrics.HTTP_ABORTED.labels(name).inc()
         values = {
@@ -60,10 +62,17 @@ class AccessLog:
             metrics.HTTP_REFUSED.labels(answer.reason).inc()
             if self._may_write(now):
                 log.info("http.refused", **values)
-        elif answer.mac is None or answer.quiet:
+        elif answer.mac is None or answer.quiet or status == 304:
             log.debug("http.request", **values)
         else:
             log.info("http.request", **values)
+
+    def _count(self, name: str, status: int) -> None:
+        counter = self._counters.get((name, status))
+        if counter is None:
+            counter = metrics.HTTP_REQUESTS.labels(name, str(status))
+            self._counters[name, status] = counter
+        counter.inc()
 
     def _may_write(self, now: float) -> bool:
         if now - self._since >= PERIOD:

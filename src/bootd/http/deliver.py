@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
-from bootd import metrics
-from bootd.http.answer import TEXT, Answer, OpenFile, Pieces
-from bootd.http.ranges import Decision, Failed, NotModified, Span, decide
+from bootd.http.answer import Answer, OpenFile, Pieces
+from bootd.http.head import FAILED, SERVER, head, status_of
+from bootd.http.ranges import Decision, Failed, Span, decide
 from bootd.http.send import Aborted, FileSource, MemorySource, Sender
 
 SMALL: Final = 64 * 1024
-"""Bytes of a body that go into the transport's buffer together with the header."""
+"""Bytes of a body that go into the transport's buffer together with the head."""
 _CHUNK: Final = 128 * 1024
-_SERVER: Final = "bootd"
-_FAILED: Final[Mapping[int, bytes]] = MappingProxyType(
-    {
-        412: b"this is not the version that was asked for\n",
-        416: b"the range begins behind the end\n",
-    }
-)
+
+Moved = Callable[[int], None]
+"""Told how many more bytes of a body have left."""
 
 
 @dataclass(slots=True)
@@ -34,30 +30,57 @@ class Delivery:
     """What became of an answer: body bytes that left, and ``ok`` or why not all did."""
 
     response: web.StreamResponse
+    status: int
     sent: int = 0
     outcome: str = "ok"
 
 
+class _Written(web.StreamResponse):
+    """What aiohttp is told about an answer that is out already."""
+
+    def __init__(self, status: int, *, keep_alive: bool) -> None:
+        super().__init__(status=status)
+        self._stays = keep_alive
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection waits for another request."""
+        return self._stays
+
+    def force_close(self) -> None:
+        """Let this be the last answer."""
+        self._stays = False
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing is left to do."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to do."""
+
+
 async def deliver(
-    request: web.BaseRequest, answer: Answer, sender: Sender, *, close: bool
+    request: web.BaseRequest, answer: Answer, sender: Sender, *, close: bool, wall: float
 ) -> Delivery:
-    """Send `answer`, or the part of it that the request's headers ask for; with `close` as the
-    last one on its connection. A client that goes away is an outcome, not an exception."""
+    """Send `answer`, or the part of it that the request's headers ask for; with `close` as the last
+    one on its connection. `wall` is now in seconds since 1970. A client that goes away is an
+    outcome, not an exception."""
+    keep_alive = bool(request.keep_alive) and not close
     span = _decide(request, answer)
-    delivery = Delivery(_head(answer, span))
-    if close:
-        delivery.response.force_close()
+    delivery = Delivery(_response(answer, span, keep_alive=keep_alive), status_of(span))
 
     def moved(count: int) -> None:
         delivery.sent += count
-        sender.moved += count
-        metrics.HTTP_BYTES.inc(count)
+        sender.count(count)
         if answer.step is not None:
             answer.step.sent += count
 
     try:
-        await _send(request, delivery.response, answer, span, sender, moved)
-        await delivery.response.write_eof()
+        if isinstance(answer.body, AsyncGenerator):
+            await _send_chunked(request, delivery.response, answer.body, sender, moved)
+        else:
+            old = request.version < (1, 1)
+            first = head(answer, span, wall=wall, keep_alive=keep_alive, old=old)
+            await _send_sized(request, first, answer.body, span, sender, moved)
     except Aborted as aborted:
         delivery.outcome = aborted.reason
     except TimeoutError:
@@ -83,97 +106,74 @@ def _decide(request: web.BaseRequest, answer: Answer) -> Decision:
     )
 
 
-def _head(answer: Answer, span: Decision) -> web.StreamResponse:
-    """Status and headers, with the body where it is small."""
-    headers = {"Server": _SERVER, "Cache-Control": answer.cache, **answer.headers}
-    if answer.etag:
-        headers |= {"ETag": answer.etag, "Accept-Ranges": "bytes"}
-    if answer.modified:
-        headers["Last-Modified"] = answer.modified
-    if isinstance(span, NotModified):
-        return web.StreamResponse(status=304, headers=headers)
-    if isinstance(span, Failed):
-        if span.status == 416:
-            headers["Content-Range"] = f"bytes */{answer.size}"
-        headers["Content-Type"] = TEXT
-        return web.Response(status=span.status, headers=headers, body=_FAILED[span.status])
-    headers["Content-Type"] = answer.type
-    stop = span.start + span.length
-    if span.status == 206:
-        headers["Content-Range"] = f"bytes {span.start}-{stop - 1}/{answer.size}"
-    if isinstance(answer.body, tuple) and answer.size <= SMALL:
-        body = b"".join(answer.body)[span.start : stop]
-        return web.Response(status=span.status, headers=headers, body=body)
-    if isinstance(answer.body, tuple | OpenFile):
-        headers["Content-Length"] = str(span.length)
-    return web.StreamResponse(status=span.status, headers=headers)
+def _response(answer: Answer, span: Decision, *, keep_alive: bool) -> web.StreamResponse:
+    if not isinstance(answer.body, AsyncGenerator):
+        return _Written(status_of(span), keep_alive=keep_alive)
+    headers = {"Server": SERVER, "Cache-Control": answer.cache, "Content-Type": answer.type}
+    response = web.StreamResponse(status=answer.status, headers=headers)
+    if not keep_alive:
+        response.force_close()
+    return response
 
 
-async def _send(
+async def _send_sized(
     request: web.BaseRequest,
-    response: web.StreamResponse,
-    answer: Answer,
+    first: bytes,
+    body: Pieces | OpenFile,
     span: Decision,
     sender: Sender,
-    moved: Callable[[int], None],
+    moved: Moved,
 ) -> None:
-    if isinstance(response, web.Response):
-        await response.prepare(request)
-        if request.method != "HEAD":
-            moved(response.content_length or 0)
-        return
-    if request.method == "HEAD" or not isinstance(span, Span):
-        await response.prepare(request)
-    elif isinstance(answer.body, AsyncGenerator):
-        await response.prepare(request)
-        await _write(response, answer.body, sender.stall, moved)
-    elif request.transport is not None and request.transport.get_extra_info("sslcontext"):
-        await response.prepare(request)
-        await _write(response, _read(answer.body, span, sender), sender.stall, moved)
+    """The head `first`, then `span` of `body`."""
+    transport, writer = request.transport, request.writer
+    if transport is None or transport.is_closing():
+        raise Aborted("aborted")
+    if request.method == "HEAD":
+        span = Span(200, 0, 0)
+    elif isinstance(span, Failed):
+        body = (FAILED[span.status],)
+        span = Span(span.status, 0, len(body[0]))
+    if not isinstance(span, Span) or not span.length:
+        transport.write(first)
+    elif isinstance(body, tuple) and span.length <= SMALL:
+        transport.write(first + b"".join(body)[span.start : span.start + span.length])
+        moved(span.length)
+    elif transport.get_extra_info("sslcontext") is None:
+        await _send_past(transport, writer, first, body, span, sender, moved)
     else:
-        await _send_past(request, response, answer.body, span, sender, moved)
+        transport.write(first)
+        async with aclosing(_read(body, span, sender)) as chunks:
+            async for chunk in chunks:
+                transport.write(chunk)
+                async with asyncio.timeout(sender.stall):
+                    await writer.drain()
+                moved(len(chunk))
+    async with asyncio.timeout(sender.stall):
+        await writer.drain()
 
 
 async def _send_past(
-    request: web.BaseRequest,
-    response: web.StreamResponse,
+    transport: asyncio.Transport,
+    writer: AbstractStreamWriter,
+    first: bytes,
     body: Pieces | OpenFile,
     span: Span,
     sender: Sender,
-    moved: Callable[[int], None],
+    moved: Moved,
 ) -> None:
     """Send past the transport, once its own buffer is empty (`http.send`)."""
-    transport = request.transport
-    if transport is None:
-        raise Aborted("aborted")
     transport.set_write_buffer_limits(high=0)
     try:
+        transport.write(first)
         async with asyncio.timeout(sender.stall):
-            writer = await response.prepare(request)
-            if writer is not None:
-                await writer.drain()
+            await writer.drain()
         source = (
             FileSource(body.fd, body.size) if isinstance(body, OpenFile) else MemorySource(body)
         )
-        if span.length:
-            await sender.send(transport, source, span.start, span.length, moved)
+        await sender.send(transport, source, span.start, span.length, moved)
     finally:
         if not transport.is_closing():
             transport.set_write_buffer_limits()
-
-
-async def _write(
-    response: web.StreamResponse,
-    chunks: AsyncGenerator[bytes, None],
-    stall: float,
-    moved: Callable[[int], None],
-) -> None:
-    """Through the transport: over TLS, and where the length is not known beforehand."""
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            async with asyncio.timeout(stall):
-                await response.write(chunk)
-            moved(len(chunk))
 
 
 async def _read(body: Pieces | OpenFile, span: Span, sender: Sender) -> AsyncGenerator[bytes, None]:
@@ -191,3 +191,21 @@ async def _read(body: Pieces | OpenFile, span: Span, sender: Sender) -> AsyncGen
             raise Aborted("short-file")
         offset += len(chunk)
         yield chunk
+
+
+async def _send_chunked(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    body: AsyncGenerator[bytes, None],
+    sender: Sender,
+    moved: Moved,
+) -> None:
+    """A body of unknown length, in chunks; to HTTP/1.0 until the connection ends."""
+    await response.prepare(request)
+    async with aclosing(body):
+        if request.method != "HEAD":
+            async for chunk in body:
+                async with asyncio.timeout(sender.stall):
+                    await response.write(chunk)
+                moved(len(chunk))
+    await response.write_eof()

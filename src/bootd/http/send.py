@@ -2,7 +2,7 @@
 
 uvloop has no sendfile, and the loops that have one keep it for as long as a socket takes bytes,
 while DHCP waits. So: wait until the transport's own buffer is empty (the headers have left), then
-send on a duplicate of its socket, `TURN` bytes each time the loop says that there is room. The
+send on a duplicate of its socket, at most `TURN` bytes a turn and `ROUND` bytes a round. The
 transport must not be written to meanwhile. (docs/performance.md has what this measured.)
 
 What was promised is what is sent, or the connection is aborted: a file that has become shorter ends
@@ -12,23 +12,32 @@ its transfer (`Aborted`), never as if it were whole (SECURITY.md C1).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Final, Protocol
 
-TURN: Final = 256 * 1024
-"""Bytes that one transfer may send before others get their turn."""
-MIN_TURN: Final = 64 * 1024
-ROUND: Final = 8 * 1024 * 1024
-"""Bytes that all transfers together should not exceed in one round of the loop: about 2 ms."""
+from bootd import metrics
+
+TURN: Final = 2 * 1024 * 1024
+"""Bytes that one transfer may send before another gets its turn. Not less: a socket that is filled
+goes on by itself, as acknowledgements come in, without a system call of ours."""
+ROUND: Final = 2 * 1024 * 1024
+"""Bytes after which the loop looks at its other sockets: about half a millisecond."""
+UNSENT: Final = 768 * 1024
+"""Bytes that wait in a socket behind what is in flight (TCP_NOTSENT_LOWAT): with 256 downloads,
+whole socket buffers in front of it would keep a DHCP answer for tens of milliseconds."""
+MIN_COST: Final = 32 * 1024
+"""Bytes that a turn counts for at least: a full socket costs time as well."""
 STALL: Final = 150.0
 """Seconds without a byte taken after which a reader is let go."""
 AHEAD: Final = 4 * 1024 * 1024
 """Bytes read ahead, in a thread, of a file that is not in the page cache."""
-_SCRATCH: Final = 64 * 1024
+_TOUCH: Final = 128 * 1024  # what the kernel reads at once where one byte is asked for
 _MAX_PIECES: Final = 64
 
 
@@ -63,7 +72,9 @@ class FileSource:
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
         self._size = size
+        self._known = -1  # up to where the file is known to be in the page cache
         self._fetched = 0
+        self._byte = [bytearray(1)]
         self._tells = True  # whether this file system says what is cached
 
     def send(self, sock: socket.socket, offset: int, limit: int) -> int:
@@ -71,9 +82,12 @@ class FileSource:
         return os.sendfile(sock.fileno(), self._fd, offset, limit)
 
     def fetch(self, offset: int, limit: int) -> Callable[[], None] | None:
-        """As `Source.fetch`; reads `AHEAD` bytes, so that the next turns need nothing."""
+        """As `Source.fetch`; brings `AHEAD` bytes in, so that the next turns need nothing."""
         last = min(offset + limit, self._size) - 1
-        if last < self._fetched or not (self._absent(offset) or self._absent(last)):
+        if last < self._fetched:
+            return None
+        if not self._absent(last) and (offset <= self._known or not self._absent(offset)):
+            self._known = last + 1
             return None
         self._fetched = stop = min(offset + max(limit, AHEAD), self._size)
         # A descriptor of its own: transfer and file may be over and closed before the disk is.
@@ -88,22 +102,22 @@ class FileSource:
         if not self._tells:
             return True
         try:
-            os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT)
+            os.preadv(self._fd, self._byte, offset, os.RWF_NOWAIT)
         except BlockingIOError:
             return True
-        except OSError:
+        except OSError:  # tmpfs and some network file systems: EOPNOTSUPP
             self._tells = False
             return True
         return False
 
 
 def _read_ahead(fd: int, offset: int, stop: int) -> None:
-    """In a thread: bring part of a file into the page cache."""
+    """In a thread: bring part of a file into the page cache, and wait until it is there."""
     try:
         os.posix_fadvise(fd, offset, stop - offset, os.POSIX_FADV_WILLNEED)
-        scratch = bytearray(_SCRATCH)
-        while offset < stop and (count := os.preadv(fd, [scratch], offset)) > 0:
-            offset += count
+        byte = [bytearray(1)]
+        for at in range(offset, stop, _TOUCH):
+            os.preadv(fd, byte, at)
     finally:
         os.close(fd)
 
@@ -142,7 +156,8 @@ class MemorySource:
 
 
 class Sender:
-    """Sends bodies, and knows how many are under way, so that each gets its share of a round.
+    """Sends bodies, in rounds: those whose sockets have room take turns, first come, first served,
+    until `ROUND` bytes have gone; then the loop has other things to do.
 
     `stall` is in seconds; `executor` runs what waits for the disk.
     """
@@ -153,11 +168,13 @@ class Sender:
         self.active = 0
         self.moved = 0
         """Body bytes that left, of all transfers since the start."""
+        self._ready: deque[_Transfer] = deque()
+        self._in_rounds = False
 
-    @property
-    def turn(self) -> int:
-        """Bytes that one transfer may send now."""
-        return max(MIN_TURN, min(TURN, ROUND // max(self.active, 1)))
+    def count(self, moved: int) -> None:
+        """So many more bytes of bodies have left."""
+        self.moved += moved
+        metrics.HTTP_BYTES.inc(moved)
 
     async def send(
         self,
@@ -172,16 +189,33 @@ class Sender:
         The transport's own buffer is empty. Raises `Aborted`; the caller then aborts the transport.
         """
         self.active += 1
-        transfer = None
         try:
             with _duplicate(transport) as sock:
                 transfer = _Transfer(self, sock, source, offset, count, moved)
+                self.ready(transfer)
                 try:
                     await transfer.done
                 finally:
                     transfer.stop()
         finally:
             self.active -= 1
+
+    def ready(self, transfer: _Transfer) -> None:
+        """This one's socket has room."""
+        self._ready.append(transfer)
+        if not self._in_rounds:
+            self._in_rounds = True
+            asyncio.get_running_loop().call_soon(self._round)
+
+    def _round(self) -> None:
+        left = ROUND
+        while self._ready and left > 0:
+            transfer = self._ready.popleft()
+            left -= max(transfer.turn(), MIN_COST)
+        if self._ready:
+            asyncio.get_running_loop().call_soon(self._round)
+        else:
+            self._in_rounds = False
 
 
 def _duplicate(transport: asyncio.BaseTransport) -> socket.socket:
@@ -191,6 +225,8 @@ def _duplicate(transport: asyncio.BaseTransport) -> socket.socket:
     except OSError as exc:  # the connection is gone, or there are no descriptors left
         raise Aborted("no-descriptors" if exc.errno == errno.EMFILE else "aborted") from exc
     sock.setblocking(False)
+    with contextlib.suppress(OSError):  # a connection that is gone says so when it is written to
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
     return sock
 
 
@@ -214,54 +250,67 @@ class _Transfer:
         self._left = count
         self._moved = moved
         self._progress = self._loop.time()
+        self._waiting = False
         self.done: asyncio.Future[None] = self._loop.create_future()
         self._watch = self._loop.call_later(sender.stall, self._check)
-        self._loop.add_writer(sock.fileno(), self._turn)
 
     def stop(self) -> None:
         """Touch the socket no more."""
         self._watch.cancel()
-        self._loop.remove_writer(self._sock.fileno())
+        if self._waiting:
+            self._loop.remove_writer(self._sock.fileno())
 
-    def _turn(self) -> None:
+    def turn(self) -> int:
+        """Send what the socket takes, at most `TURN` bytes, and line up again; how many went."""
         if self.done.done():
-            return
-        limit = min(self._sender.turn, self._left)
+            return 0
+        limit = min(TURN, self._left)
         try:
             fetch = self._source.fetch(self._offset, limit)
             if fetch is not None:
                 self._wait_for(fetch)
-                return
+                return 0
             sent = self._source.send(self._sock, self._offset, limit)
         except (BlockingIOError, InterruptedError):
-            return
+            self._wait_for_room()
+            return 0
         except OSError as exc:
             self._end("io-error" if exc.errno in (errno.EIO, errno.EMFILE) else "aborted")
-            return
+            return 0
         if sent == 0:
             self._end("short-file")
-            return
+            return 0
         self._offset += sent
         self._left -= sent
         self._progress = self._loop.time()
         self._moved(sent)
         if self._left == 0:
             self.done.set_result(None)
+        elif sent < limit:
+            self._wait_for_room()
+        else:
+            self._sender.ready(self)
+        return sent
+
+    def _wait_for_room(self) -> None:
+        self._waiting = True
+        self._loop.add_writer(self._sock.fileno(), self._has_room)
+
+    def _has_room(self) -> None:
+        self._waiting = False
+        self._loop.remove_writer(self._sock.fileno())
+        self._sender.ready(self)
 
     def _wait_for(self, fetch: Callable[[], None]) -> None:
-        self._loop.remove_writer(self._sock.fileno())
         future = self._loop.run_in_executor(self._sender.executor, fetch)
         future.add_done_callback(self._fetched)
 
     def _fetched(self, future: asyncio.Future[None]) -> None:
-        failed = future.cancelled() or future.exception() is not None
-        if self.done.done():
-            return
-        if failed:
+        if future.cancelled() or future.exception() is not None:
             self._end("io-error")
-            return
-        self._progress = self._loop.time()
-        self._loop.add_writer(self._sock.fileno(), self._turn)
+        elif not self.done.done():
+            self._progress = self._loop.time()
+            self._sender.ready(self)
 
     def _check(self) -> None:
         due = self._progress + self._sender.stall

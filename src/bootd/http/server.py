@@ -185,7 +185,8 @@ class HttpServer:
         outcome, last = "aborted", True
         try:
             close = self._stopping or answer.reason in _FATAL or _ends(connection, request)
-            delivery = await deliver(request, answer, self._sender, close=close)
+            wall = began + self._site.boots.offset
+            delivery = await deliver(request, answer, self._sender, close=close, wall=wall)
             outcome, last = delivery.outcome, not delivery.response.keep_alive
             self._access.done(asking, answer, delivery, asked.peer, began, loop.time())
             return delivery.response

@@ -57,7 +57,9 @@ def opened(site: Site, asked: Asked, token: str) -> tuple[Node, Boot]:
         until = claims.expires - site.boots.offset
         boot = site.boots.adopt(claims.mac, claims.boot_id, node.name, until, asked.now)
         boot.address = claims.address
-    reason = window.admit(boot, claims, asked.peer, site.owner_of(asked, claims.mac), asked.now)
+    reason = window.admit(
+        boot, claims, asked.peer, lambda: site.owner_of(asked, claims.mac), asked.now
+    )
     if reason:
         raise _denied(reason)
     return node, boot

@@ -56,6 +56,9 @@ async def artefact(
 
 
 async def _opened(site: Site, asked: Asked, found: Artefact, node: Node | None) -> Answer:
+    etag = f'"{found.sha256}"'
+    if asked.headers.get("If-None-Match") == etag:
+        return Answer(body=(), type=BINARY, etag=etag, cache=REVALIDATE)  # a 304: nothing to open
     opened = await site.open(found)
     try:
         ticket = site.place(asked, found, node)
@@ -65,7 +68,7 @@ async def _opened(site: Site, asked: Asked, found: Artefact, node: Node | None) 
     return Answer(
         body=opened,
         type=BINARY,
-        etag=f'"{found.sha256}"',
+        etag=etag,
         modified=opened.modified,
         cache=REVALIDATE,
         ticket=ticket,

@@ -26,7 +26,7 @@ def script(site: Site, asked: Asked, mac: Mac) -> Answer:
         text = scripts.render_local(node, mac, asked.server, template)
         return _answer(site, asked, mac, node, text, "local")
     boot = site.boots.of(mac)
-    why = window.grant(boot, asked.peer, site.owner_of(asked, mac), asked.now)
+    why = window.grant(boot, asked.peer, lambda: site.owner_of(asked, mac), asked.now)
     try:
         if boot is None or why:
             return _answer(site, asked, mac, node, _without(asked, node, mac, why), why)
