@@ -1,6 +1,6 @@
 """DHCP under load: bootd's answers a second, delays and losses against dnsmasq's, in one run.
 
-    python bench/dhcp.py [--seconds 5] [--rounds 3] [--outstanding 100]
+    python bench/dhcp.py [--seconds 10] [--rounds 3] [--outstanding 100]
 
 Ten thousand machines (BIOS PXE) ask in a closed loop: each reply lets the next one ask. Then they
 all ask at once. Server and machines are in network namespaces joined by a veth pair, each on its
@@ -301,7 +301,7 @@ def measure(server: str, seconds: float, outstanding: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--outstanding", type=int, default=100)
     parser.add_argument("--servers", default="dnsmasq,bootd")

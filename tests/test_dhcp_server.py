@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import errno
 import itertools
 import socket
@@ -18,6 +19,7 @@ from bootd import metrics
 from bootd.boots.timeline import Boots, Stage
 from bootd.boots.unknown import Unknown
 from bootd.dhcp import server
+from bootd.dhcp.channel import Datagram
 from bootd.dhcp.guard import ANSWERS_PER_SECOND, LOOP_OFFERS
 from bootd.dhcp.server import DhcpServer
 from bootd.dhcp.wire import decode, encode
@@ -223,6 +225,45 @@ async def test_a_taken_port_without_packet_sockets_says_who_has_it_and_what_to_d
 
     for words in (f"UDP port {port} is held by", "CAP_NET_RAW", "stop the other server"):
         assert words in str(caught.value)
+
+
+class Filled:
+    """A channel with a queue of datagrams, that remembers whom it answered."""
+
+    port, drops, description = 67, 0, "filled"
+
+    def __init__(self, datagrams: list[Datagram]) -> None:
+        self._datagrams = collections.deque(datagrams)
+        self.answered: list[bytes] = []
+
+    def fileno(self) -> int:
+        raise NotImplementedError
+
+    def receive(self) -> Datagram | None:
+        return self._datagrams.popleft() if self._datagrams else None
+
+    def send(self, data: bytes, to: tuple[str, int], interface: int, source: bytes) -> None:
+        self.answered.append(data[28:34])
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+async def test_in_a_flood_of_invented_machines_nodes_are_answered_first() -> None:
+    lo = socket.if_nametoindex("lo")
+    packet = discover(chaddr=b"\x02".ljust(16, b"\0"))
+    packets = [packet[:31] + number.to_bytes(3, "big") + packet[34:] for number in range(20_000)]
+    packets.append(discover())
+    channel = Filled([Datagram(data, lo, ("0.0.0.0", 68), b"") for data in packets])
+    before = ignored("overloaded")
+    async with bench() as made:
+        while len(channel.answered) < 3000:
+            made.server._readable(channel)
+            await asyncio.sleep(0)
+
+    node = bytes.fromhex(MAC.replace(":", ""))
+    assert node in channel.answered[:2000]
+    assert ignored("overloaded") > before
 
 
 async def test_an_answer_kept_is_given_with_the_new_transaction_id() -> None:

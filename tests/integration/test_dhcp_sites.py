@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -10,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from bootd.boots.unknown import MAX_HEARD
+from bootd.dhcp.wire import encode
 from tests.dhcp_clients import KINDS, Booted, NothingToBoot
+from tests.dhcp_messages import message
 from tests.integration.daemon import Daemon
 from tests.integration.dhcp_site import DHCP_SERVERS, Site, dnsmasq, relay, run, wait_for
 
@@ -240,6 +246,42 @@ def test_a_relay_that_is_not_listed_is_named_and_gets_nothing(site: Site, tmp_pa
             boot(site, "ipxe", gateway="10.8.0.1")
 
         assert daemon.event("dhcp.relay-not-listed")["relay"] == "10.8.0.1"
+
+
+# ---- a flood -------------------------------------------------------------------------------------
+
+
+def test_a_flood_of_invented_machines_keeps_no_node_from_booting(
+    site: Site, tmp_path: Path
+) -> None:
+    lan(site)
+    site.host("flood")
+    site.wire("lan:extra", "flood:eth0")
+    site.ip("lan", "link set extra master br0")
+    stop = threading.Event()
+    packet = encode(message(chaddr=b"\x02".ljust(16, b"\0")))
+
+    def flood(sock: socket.socket) -> None:
+        for number in itertools.count():
+            data = packet[:31] + (number & 0xFFFFFF).to_bytes(3, "big") + packet[34:]
+            sock.sendto(data, ("255.255.255.255", 67))
+            if stop.is_set():
+                return
+
+    with (
+        Started(site, bootd(site, tmp_path, mode="reservation")) as daemon,
+        site.udp("flood", "eth0", 68) as sock,
+    ):
+        thread = threading.Thread(target=flood, args=(sock,))
+        thread.start()
+        try:
+            for kind in ("edk2", "ipxe"):
+                assert boot(site, kind).address == IPv4Address("10.9.0.11")
+        finally:
+            stop.set()
+            thread.join()
+        assert daemon.alive()
+        assert len(daemon.ask("unknown")) <= MAX_HEARD
 
 
 # ---- interfaces ----------------------------------------------------------------------------------

@@ -49,6 +49,9 @@ _BUSY_PACE: Final = 0.01
 """Seconds that both are put off while packets wait; then there is one of each in so many."""
 _LINES_AT_END: Final = 1000
 _QUEUE: Final = 8192
+_STRANGERS: Final = 12288
+"""Packets that wait: of nodes, and of those that no node names. Nodes go first, so that a flood of
+invented machines does not keep them waiting."""
 _ROUTES: Final = 1024
 _KEPT_REQUEST: Final = 600
 """Bytes of a known node's request that is kept with its answer; real ones have 300 to 420."""
@@ -92,7 +95,8 @@ class DhcpServer:
         self._on_boot = on_boot
         self._unknown = unknown
         self._channels: list[Channel] = []
-        self._queue: deque[tuple[Channel, Datagram]] = deque()
+        self._queue: deque[tuple[Channel, Datagram, Mac]] = deque()
+        self._strangers: deque[tuple[Channel, Datagram, Mac]] = deque()
         self._scheduled = False
         self._afterwards_at = 0.0
         self._begun: deque[tuple[Registry, Node, ServerAddress]] = deque(maxlen=_QUEUE)
@@ -133,6 +137,7 @@ class DhcpServer:
 
     def _close(self) -> None:
         self._queue.clear()
+        self._strangers.clear()
         self._begun.clear()
         self._report.write(_LINES_AT_END)
         while self._channels:
@@ -141,14 +146,20 @@ class DhcpServer:
     # ---- in -------------------------------------------------------------------------------------
 
     def _readable(self, channel: Channel) -> None:
-        queue = self._queue
+        nodes = self._current.registry.by_mac
         receive = channel.receive
         try:
-            for _ in range(min(_RECEIVE_BATCH, _QUEUE - len(queue))):
+            for _ in range(min(_RECEIVE_BATCH, _QUEUE - len(self._queue))):
                 datagram = receive()
                 if datagram is None:
                     break
-                queue.append((channel, datagram))
+                mac = Mac(datagram.data[28:34].hex(":"))
+                if mac in nodes:
+                    self._queue.append((channel, datagram, mac))
+                elif len(self._strangers) < _STRANGERS:
+                    self._strangers.append((channel, datagram, mac))
+                else:
+                    metrics.DHCP_IGNORED.inc("overloaded")
         except OSError as exc:
             self._report.fault("receive", exc)
         self._report.drops(sum(channel.drops for channel in self._channels))
@@ -157,16 +168,16 @@ class DhcpServer:
 
     def _answer(self) -> None:
         self._scheduled = False
-        queue = self._queue
+        queue, strangers = self._queue, self._strangers
         now = self._loop.time()
-        count = min(_ANSWER_BATCH, len(queue))
+        count = min(_ANSWER_BATCH, len(queue) + len(strangers))
         for _ in range(count):
-            channel, datagram = queue.popleft()
+            channel, datagram, mac = queue.popleft() if queue else strangers.popleft()
             try:
-                self._handle(channel, datagram, now)
+                self._handle(channel, datagram, mac, now)
             except Exception as exc:  # one packet never costs more than itself
                 self._report.fault("packet", exc, datagram.data)
-        if self._afterwards(now, busy=count > 0) or queue:
+        if self._afterwards(now, busy=count > 0) or queue or strangers:
             self._scheduled = True
             self._loop.call_soon(self._answer)
 
@@ -191,7 +202,8 @@ class DhcpServer:
                 self._report.fault("begin", exc)
         return more or bool(begun)
 
-    def _handle(self, channel: Channel, datagram: Datagram, now: float) -> None:
+    def _handle(self, channel: Channel, datagram: Datagram, mac: Mac, now: float) -> None:
+        """One packet; `mac` is what stands in its header, which need not be an address."""
         registry = self._current.registry
         if registry is not self._decided_in:
             self._forget_answers()
@@ -202,7 +214,6 @@ class DhcpServer:
             return
         data = datagram.data
         request = data[:4] + data[10:]  # all but transaction id and the seconds since it began
-        mac = Mac(data[28:34].hex(":"))
         sender = self._senders.known(mac)
         if sender is not None and sender.way is route and sender.request == request:
             offer = sender.answer
