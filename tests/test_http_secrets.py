@@ -13,6 +13,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from bootd.boots.tokens import Claims, mint
+from bootd.model import SecuritySettings
 from tests.http_site import (
     HERE,
     HOUR,
@@ -272,6 +273,39 @@ async def test_everything_that_may_be_read_without_a_token_is_on_this_list(
         reply = await service.get(path)
         assert reply.status in (403, 404), path
         assert SECRET not in reply.body
+
+
+async def test_a_node_with_an_asset_key_must_say_it(service: Service) -> None:
+    service.change(asset_key="blue & horse", uuid="01020304-0506-0708-090A-0B0C0D0E0F10")
+    service.discover()
+    asking = (await service.get(SCRIPT)).text
+    assert "/b/" not in asking
+    assert "&assethex=${asset:hexraw} " in asking
+
+    uuid, key = "uuid=01020304-0506-0708-090a-0b0c0d0e0f10", b"blue & horse".hex()
+    wrong = (await service.get(f"{SCRIPT}?{uuid}&assethex={b'guess'.hex()}")).text
+    garbage = (await service.get(f"{SCRIPT}?{uuid}&assethex=zz")).text
+    other = (await service.get(f"{SCRIPT}?uuid=0&assethex={key}")).text
+    right = (await service.get(f"{SCRIPT}?{uuid}&serialhex=&assethex={key}")).text
+
+    assert "/b/" not in garbage
+    assert "/b/" not in wrong
+    assert "its asset key is not the one of this node" in wrong
+    assert "its UUID is not the one of this node" in other
+    assert "/b/" in right
+    assert "blue" not in asking + wrong + other + right
+
+
+async def test_where_asset_keys_are_required_a_node_without_one_gets_nothing(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path, security=SecuritySettings(asset_key="required")) as service:
+        service.discover()
+
+        text = (await service.get(SCRIPT)).text
+
+    assert "/b/" not in text
+    assert "this node has no asset key" in text
 
 
 async def test_a_secret_image_is_for_booting_nodes_only(service: Service) -> None:

@@ -176,6 +176,23 @@ def autoexec(server: ServerAddress, mac: Mac | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def introduce(server: ServerAddress, mac: Mac) -> str:
+    """What a machine is given that must say who it is: it asks again with what its firmware tells
+    (SMBIOS UUID, serial number, asset tag). In hex: older iPXE's ``uristring`` leaves an ``&``."""
+    url = f"{server.base}/ipxe/{dashed(mac)}"
+    lines = (
+        "#!ipxe",
+        ":ask",
+        f"chain --replace --autofree {url}?uuid=${{uuid}}&serialhex=${{serial:hexraw}}"
+        "&assethex=${asset:hexraw} ||",
+        f"echo bootd: {server.base} does not answer, error ${{errno}}",
+        countdown(5, "asking again"),
+        "dhcp netX || dhcp ||",
+        "goto ask",
+    )
+    return "\n".join(lines) + "\n"
+
+
 class Lines(str):
     """Lines of a script that we made ourselves: the one value that may hold line ends."""
 

@@ -10,6 +10,7 @@ Each function returns an empty string or a reason, one word; `SENTENCES` says it
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -18,7 +19,7 @@ from typing import Final
 
 from bootd.boots.timeline import Boot
 from bootd.boots.tokens import Claims
-from bootd.model import Mac
+from bootd.model import Mac, Node
 from bootd.registry import Registry
 
 SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
@@ -29,6 +30,10 @@ SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
         "no-address": "it is not known which address this machine has",
         "wrong-address": "the request comes from an address that is not this machine's",
         "other-boot": "this token is of another boot: the node has booted again since",
+        "wrong-asset-key": "its asset key is not the one of this node",
+        "wrong-uuid": "its UUID is not the one of this node",
+        "wrong-serial": "its serial number is not the one of this node",
+        "no-asset-key": "this node has no asset key (security.asset_key: required)",
         "malformed": "this is no token",
         "forged": "this token was not signed here",
         "expired": "this token has expired",
@@ -101,6 +106,25 @@ def admit(boot: Boot, claims: Claims, peer: IPv4Address, link: Link, now: float)
     if on_link is Owner.SELF or (peer == claims.address and on_link is not Owner.OTHER):
         return ""
     return "wrong-address"
+
+
+def identity(node: Node, *, uuid: str, serial: str, asset_key: str, required: bool) -> str:
+    """Whether what a machine says of itself is what its node names.
+
+    `required`: a node without an asset key is given nothing (``security.asset_key``). Compared in
+    constant time.
+    """
+    if required and not node.asset_key:
+        return "no-asset-key"
+    if not _same(node.asset_key, asset_key):
+        return "wrong-asset-key"
+    if node.uuid and not _same(node.uuid.lower(), uuid.lower()):
+        return "wrong-uuid"
+    return "" if _same(node.serial, serial) else "wrong-serial"
+
+
+def _same(wanted: str | None, said: str) -> bool:
+    return not wanted or hmac.compare_digest(wanted.encode(), said.encode())
 
 
 def _closed(boot: Boot, now: float) -> str:

@@ -87,8 +87,8 @@ class Asked:
     query: str = field(repr=False)
     """What stands behind the question mark, as it came."""
 
-    def said(self, name: str) -> str:
-        """The query's first value of that name as one printable line of at most `MAX_SAID`
+    def said(self, name: str, limit: int = MAX_SAID) -> str:
+        """The query's first value of that name as one printable line of at most `limit`
         characters; empty where there is none. Raises `Refusal` for a query that is a bomb."""
         try:
             values = parse_qs(self.query, max_num_fields=MAX_FIELDS, errors="replace")
@@ -96,7 +96,7 @@ class Asked:
             raise Refusal(
                 400, "malformed", f"the query has more than {MAX_FIELDS} fields"
             ) from None
-        value = values.get(name, [""])[0][:MAX_SAID]
+        value = values.get(name, [""])[0][:limit]
         return "".join(char if char.isprintable() else "?" for char in value)
 
 
