@@ -12,11 +12,11 @@ from bootd.dhcp.guard import (
     LINES_PER_MINUTE,
     LOOP_OFFERS,
     LOOP_WINDOW,
-    Lines,
     Sender,
     Senders,
 )
 from bootd.model import ClientKind, Mac
+from bootd.throttle import Throttle
 
 
 def mac(number: int) -> Mac:
@@ -95,7 +95,7 @@ def test_the_sender_heard_longest_ago_is_forgotten_first() -> None:
 
 
 def test_lines_come_in_a_burst_then_at_a_rate() -> None:
-    lines = Lines(rate=2.0, burst=3)
+    lines = Throttle(rate=2.0, burst=3)
     taken = [lines.take(100.0) for _ in range(5)]
 
     assert taken == [True, True, True, False, False]

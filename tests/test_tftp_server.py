@@ -565,6 +565,21 @@ async def test_a_read_is_a_step_of_the_machines_boot_and_one_line(root: Path) ->
         )
 
 
+async def test_autoexec_is_no_second_loader_in_the_timeline(root: Path) -> None:
+    async with bench(root) as made:
+        made.boots.discover(MAC, "n001", ClientKind.PXE, 7, asyncio.get_running_loop().time())
+        with client(made.address) as someone, capture_logs() as lines:
+            await someone.read(b"52-54-00-12-34-56/snponly.efi", *EDK2[1:])
+            await someone.read(b"52-54-00-12-34-56/autoexec.ipxe", (b"blksize", b"1432"))
+            await until(lambda: len(made.server._places) == 0)
+
+        boot = made.boots.of(MAC)
+        assert boot is not None
+        assert [step.detail for step in boot.steps] == ["tftp snponly.efi"]
+        files = [line["file"] for line in lines if line["event"] == "tftp.transfer"]
+        assert files == ["snponly.efi", "autoexec.ipxe"]
+
+
 async def test_a_machine_is_known_by_its_address_where_the_path_does_not_say(root: Path) -> None:
     async with bench(root) as made:
         with client(made.address, address="127.0.0.9") as someone, capture_logs() as lines:

@@ -17,8 +17,8 @@ import structlog
 from bootd import metrics
 from bootd.boots.timeline import Boot
 from bootd.dhcp.client import Client
-from bootd.dhcp.guard import Lines
 from bootd.dhcp.policy import Ignore, Offer
+from bootd.throttle import Throttle
 
 _log = structlog.get_logger()
 
@@ -40,7 +40,7 @@ class Report:
 
     def __init__(self) -> None:
         self._pending: deque[_Line] = deque()
-        self._strangers = Lines(*_STRANGERS)
+        self._strangers = Throttle(*_STRANGERS)
         self._relays: set[bytes] = set()
         self._faults: set[tuple[str, str]] = set()
         self._drops = 0

@@ -13,11 +13,16 @@ from bootd.tftp.wire import ErrorCode
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What to send. `mac` is the machine's, where the path named it."""
+    """What to send. `mac` is the machine's, where the path named it.
+
+    `counts` says whether it is a step of a boot: iPXE's ``autoexec.ipxe`` is three lines on the way
+    from the loader to the script, and neither.
+    """
 
     name: str
     data: bytes = field(repr=False)
     mac: Mac | None = None
+    counts: bool = True
 
 
 class Missing(Exception):
@@ -46,7 +51,8 @@ async def find(store: LoaderFiles, filename: bytes, server: ServerAddress) -> Co
     target = loaders.route(path)
     match target:
         case Autoexec(mac):
-            return Content("autoexec.ipxe", scripts.autoexec(server, mac).encode(), mac)
+            text = scripts.autoexec(server, mac)
+            return Content("autoexec.ipxe", text.encode(), mac, counts=False)
         case Loader(name, mac):
             return await _load(store, loaders.candidates(name), mac)
         case Static(name):

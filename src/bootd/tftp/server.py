@@ -18,7 +18,6 @@ import structlog
 
 from bootd import metrics
 from bootd.boots.timeline import Boots, Stage
-from bootd.dhcp.guard import Lines
 from bootd.files import LoaderFiles
 from bootd.model import Mac, ServerAddress, StartError, TftpSettings
 from bootd.registry import Current, Registry
@@ -31,6 +30,7 @@ from bootd.tftp.sockets import Arrival, Listener, OwnChannel, SharedChannel
 from bootd.tftp.timers import Timers
 from bootd.tftp.transfer import Limits, Outcome, Transfer, negotiate
 from bootd.tftp.wire import ReadRequest, WireError
+from bootd.throttle import Throttle
 
 _log = structlog.get_logger()
 
@@ -83,7 +83,7 @@ class TftpServer:
         self._places: Places[Session] = Places()
         self._frames = FrameStore()
         self._timers = Timers(now)
-        self._lines = Lines(*_REFUSALS)
+        self._lines = Throttle(*_REFUSALS)
         self._draining = False
         self._idle = asyncio.Event()
         self._loopback = 0
@@ -246,7 +246,7 @@ class TftpServer:
 
     def _begin(self, session: Session, content: Content, registry: Registry) -> None:
         settings = registry.settings.tftp
-        session.name = content.name
+        session.name, session.counts = content.name, content.counts
         session.mac = content.mac or self._machine(session.peer[0])
         blksize = settings.max_blksize or self._net.mtu(session.interface) - _IP_UDP_TFTP
         limits = Limits(
@@ -300,7 +300,7 @@ class TftpServer:
     def verified(self, session: Session) -> None:
         """The client has acknowledged something; once."""
         self._places.verified(session.peer)
-        if session.mac is not None and session.transfer is not None:
+        if session.counts and session.mac is not None and session.transfer is not None:
             session.step = self._boots.begin(
                 session.mac,
                 Stage.LOADER,

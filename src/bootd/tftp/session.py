@@ -58,6 +58,8 @@ class Session:
         self.interface = interface
         self.began = now()
         self.name = ""
+        self.counts = True
+        """False where what is read is no step of a boot."""
         self.mac: Mac | None = None
         self.step: Step | None = None
         self.transfer: Transfer | None = None
