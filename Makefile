@@ -44,8 +44,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	@$(BIN)/mypy
 
+# In two processes: while one waits for a timer or a server, the other works.
 unit: $(STAMP)
-	@$(BIN)/pytest -q -m "not integration and not firmware and not container"
+	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not integration and not firmware and not container"
 
 integration: setup ## the whole daemon and other servers, in network namespaces (root)
 	@$(BIN)/pytest -q -m "integration and not firmware and not container"
