@@ -37,6 +37,7 @@ OTHER = Mac("52:54:00:12:34:57")
 STRANGER = Mac("52:54:00:99:99:99")
 HERE = IPv4Address("127.0.0.1")
 KEY = bytes(range(32))
+NODE_SECRET = bytes(range(1, 33))
 KERNEL = bytes(range(256)) * 1000
 INITRAMFS = b"\x1f\x8b" + b"initramfs" * 30_000
 LOADER = b"MZ" + b"loader" * 20_000
@@ -69,7 +70,13 @@ def make_registry(folder: Path, **settings: Any) -> Registry:
     )
     key = OverlayEntry("etc/key", "template", 0o600, SECRET + b"{{ node.name }}", source="key.j2")
     nodes = [
-        Node(name, mac=mac, image="debian", overlays_system=("keys",))
+        Node(
+            name,
+            mac=mac,
+            image="debian",
+            overlays_system=("keys",),
+            overlays_runtime=("keys",),
+        )
         for name, mac in (("n001", MAC), ("n002", OTHER))
     ]
     return Registry(
@@ -228,6 +235,7 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[Service]:
         overlays=overlays,
         net=link,
         keys=(KEY,),
+        node_secrets=(NODE_SECRET,),
         unknown=unknown,
         host="127.0.0.1",
     )

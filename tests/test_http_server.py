@@ -61,7 +61,7 @@ async def test_a_boot_from_script_to_up(service: Service) -> None:
     ]
 
 
-async def test_the_overlay_begins_with_this_boots_own_file(
+async def test_the_overlay_begins_with_this_boots_own_files(
     service: Service, tmp_path: Path
 ) -> None:
     boot = service.discover()
@@ -77,6 +77,7 @@ async def test_the_overlay_begins_with_this_boots_own_file(
     env = target / "etc/bootd/boot.env"
     assert env.read_text() == (
         f"BOOTD_URL={service.base}/b/{token}\nBOOTD_BOOT={boot.id}\nBOOTD_NODE=n001\n"
+        f"BOOTD_MAC={MAC}\nBOOTD_RUNTIME={service.base}/runtime/52-54-00-12-34-56\n"
     )
     assert env.stat().st_mode & 0o7777 == 0o600
     assert (target / "etc/key").read_bytes() == SECRET + b"n001"

@@ -38,7 +38,7 @@ from bootd.notify import Notifier
 from bootd.overlay.cache import OverlayCache
 from bootd.registry import Current, Registry
 from bootd.reload import Reloader
-from bootd.state import Learned, Memory, load_keys, prepare
+from bootd.state import Learned, Memory, load_keys, load_node_secrets, prepare
 from bootd.tftp.server import TftpServer
 
 log = structlog.get_logger()
@@ -212,6 +212,7 @@ class Daemon:
         settings = registry.settings
         await asyncio.to_thread(prepare, settings.state_dir, settings.run_dir)
         keys = await asyncio.to_thread(load_keys, settings.state_dir)
+        node_secrets = await asyncio.to_thread(load_node_secrets, settings.state_dir)
         current = Current(registry)
         memory = Memory(self._learned, current, settings.state_dir)
         boots = FollowedBoots(
@@ -223,7 +224,9 @@ class Daemon:
         unknown = Unknown()
         reloader = self._make_reloader(current, boots, unknown, memory)
         async with AsyncExitStack() as stack:
-            self._services = self._make_services(current, boots, unknown, keys, reloader, stack)
+            self._services = self._make_services(
+                current, boots, unknown, (keys, node_secrets), reloader, stack
+            )
             for name, service in self._services.items():
                 # Pushed before the start: one that fails half-way is closed as well.
                 stack.push_async_callback(self._stop, name, service, 0.0)
@@ -241,7 +244,7 @@ class Daemon:
         current: Current,
         boots: Boots,
         unknown: Unknown,
-        keys: tuple[bytes, ...],
+        keys: tuple[tuple[bytes, ...], tuple[bytes, ...]],
         reloader: Reloader,
         stack: AsyncExitStack,
     ) -> dict[str, Service]:
@@ -261,7 +264,8 @@ class Daemon:
                 files=files,
                 overlays=overlays,
                 net=net,
-                keys=keys,
+                keys=keys[0],
+                node_secrets=keys[1],
                 unknown=unknown,
             ),
             "tftp": TftpServer(current=current, boots=boots, files=files, net=net),

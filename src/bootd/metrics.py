@@ -75,6 +75,12 @@ BOOT_SECONDS = Histogram(
     registry=REGISTRY,
 )
 RELOADS = Counter("bootd_reloads", "Reloads by result", ["result"], registry=REGISTRY)
+REFRESHES = Counter(
+    "bootd_node_refreshes",
+    "Refreshes of runtime overlays by how they ended on the node",
+    ["result"],
+    registry=REGISTRY,
+)
 NODES = Gauge("bootd_nodes", "Nodes in the registry", registry=REGISTRY)
 LOADED_AT = Gauge(
     "bootd_registry_loaded_timestamp_seconds", "When the registry was loaded", registry=REGISTRY

@@ -1,6 +1,7 @@
 """What the daemon learns, kept in `state_dir` and never under /etc/bootd: it survives a restart.
 
 ``keys/``         what boot tokens are signed with; the newest file first, older ones still accepted
+``keys/nodes/``   what the keys of running nodes are made from; likewise
 ``learned.json``  nodes whose ``boot: once`` is spent
 ``claims.yaml``   MAC addresses claimed for nodes
 
@@ -81,15 +82,27 @@ def load_keys(state_dir: str) -> tuple[bytes, ...]:
 
     Raises `StartError`.
     """
-    folder = Path(state_dir, "keys")
+    return _keys(Path(state_dir, "keys"), "the keys for boot tokens")
+
+
+def load_node_secrets(state_dir: str) -> tuple[bytes, ...]:
+    """What node keys are derived from, newest first (`boots.nodekeys`); made as `load_keys` does.
+
+    Raises `StartError`.
+    """
+    return _keys(Path(state_dir, "keys", "nodes"), "the secrets of node keys")
+
+
+def _keys(folder: Path, what: str) -> tuple[bytes, ...]:
     try:
+        folder.mkdir(mode=0o700, exist_ok=True)
         files = sorted(folder.glob("*.key"), key=lambda file: file.stat().st_mtime, reverse=True)
         keys = tuple(key for file in files if len(key := file.read_bytes()) >= KEY_BYTES)
         if not keys:
             keys = (secrets.token_bytes(KEY_BYTES),)
             write_atomic(folder / f"{secrets.token_hex(4)}.key", keys[0])
     except OSError as error:
-        raise StartError(f"{folder}: the keys for boot tokens: {error}") from error
+        raise StartError(f"{folder}: {what}: {error}") from error
     return keys
 
 

@@ -57,6 +57,20 @@ class Step:
 
 
 @dataclass(slots=True)
+class Refresh:
+    """One refresh of a running node's overlay, as the node told: `at` is monotonic seconds,
+    `result` ``ok``, ``unchanged`` or ``failed``, `digest` the archive's SHA-256, `changed` how many
+    paths it wrote or removed, `hooks` how many commands failed, `error` a sentence."""
+
+    at: float
+    result: str
+    digest: str = ""
+    changed: int = 0
+    hooks: int = 0
+    error: str = ""
+
+
+@dataclass(slots=True)
 class Boot:
     """One boot of one machine, from its first DHCP packet to up or fail."""
 
@@ -76,6 +90,15 @@ class Boot:
     ended: float | None = None
     window: float = 0.0
     """Monotonic time until which a token may be given out (PRODUCT.md, Identity and secrets)."""
+    server: str = ""
+    """``http://10.0.0.1:9873``: where the machine found us."""
+    given: dict[str, str] = field(default_factory=dict)
+    """What it boots with, to be compared with what it would get now: SHA-256 of ``script`` (without
+    token), ``kernel`` and other files, ``system`` and ``runtime`` overlay; ``args`` as they are."""
+    refresh: Refresh | None = None
+    """How the node's last refresh of its runtime overlay ended."""
+    stale: tuple[str, ...] | None = None
+    """What of `given` a boot would now give differently; None where nobody has looked."""
 
     @property
     def stage(self) -> Stage:
@@ -153,6 +176,15 @@ class Boots:
         if boot is not None and boot.id == boot_id:
             return boot
         return self._start(Boot(boot_id, mac, node, now, now, window=window))
+
+    def running(self, mac: Mac, boot_id: str, node: str, now: float) -> Boot:
+        """A node that proved who it is by its key runs, whatever this process saw of its boot."""
+        boot = self.of(mac)
+        if boot is None:
+            boot = self._start(Boot(boot_id or self._new_id(), mac, node, now, now))
+            boot.outcome, boot.ended = "up", now
+        boot.seen = now
+        return boot
 
     def begin(
         self, mac: Mac, stage: Stage, now: float, *, detail: str = "", size: int | None = None
@@ -262,6 +294,9 @@ class Boots:
             "seen": round(boot.seen + self.offset, 3),
             "age": round(now - boot.seen, 3),
             "seconds": round((boot.ended if boot.ended is not None else now) - boot.started, 3),
+            "given": dict(boot.given),
+            "stale": list(boot.stale) if boot.stale is not None else None,
+            "refresh": describe_refresh(boot.refresh, now, self.offset),
             "steps": [self._describe_step(boot, step, now) for step in boot.steps],
         }
 
@@ -277,3 +312,18 @@ class Boots:
             "size": step.size,
             "outcome": step.outcome or "running",
         }
+
+
+def describe_refresh(refresh: Refresh | None, now: float, offset: float) -> dict[str, Any] | None:
+    """A refresh as plain values for JSON; `offset` is wall-clock less monotonic seconds."""
+    if refresh is None:
+        return None
+    return {
+        "at": round(refresh.at + offset, 3),
+        "age": round(now - refresh.at, 3),
+        "result": refresh.result,
+        "digest": refresh.digest,
+        "changed": refresh.changed,
+        "failed_hooks": refresh.hooks,
+        "error": refresh.error,
+    }

@@ -43,6 +43,14 @@ class BootPart:
 
 
 @dataclass(frozen=True, slots=True)
+class Runtime:
+    """``/runtime/{mac}``, and with `report` ``/runtime/{mac}/report``. No key is checked yet."""
+
+    mac: Mac
+    report: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Public:
     """``/kernel/{mac}`` and its like: a file of the node's image, without a token."""
 
@@ -81,7 +89,7 @@ class Bad:
     sentence: str
 
 
-Route = Script | BootPart | Public | Blob | File | Fixed | Bad
+Route = Script | BootPart | Runtime | Public | Blob | File | Fixed | Bad
 
 _ABSOLUTE: Final = re.compile(r"https?://[^/?#]*", re.ASCII | re.IGNORECASE)
 _ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -138,6 +146,9 @@ def _named(parts: list[str], path: str) -> Route:
             return BootPart(token, part)
         case ["b", *_]:
             return Bad(404, "not-found", "there is no such part of a boot")
+        case ["runtime", name] | ["runtime", name, "report"]:
+            mac = _mac(name)
+            return Runtime(mac, len(parts) == 3) if mac is not None else _bad("not-a-mac")
         case [role, name] if role in ROLES:
             mac = _mac(name)
             return Public(role, mac) if mac is not None else _bad("not-a-mac")

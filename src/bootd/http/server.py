@@ -31,6 +31,7 @@ from bootd.http.events import Events
 from bootd.http.handlers.admin import page
 from bootd.http.handlers.boot import part
 from bootd.http.handlers.files import blob, public, shared
+from bootd.http.handlers.runtime import runtime
 from bootd.http.handlers.script import script
 from bootd.http.protocol import Connection, Connections, ConnectionServer, max_connections
 from bootd.http.routes import (
@@ -41,6 +42,7 @@ from bootd.http.routes import (
     Fixed,
     Public,
     Route,
+    Runtime,
     Script,
     route,
     split_target,
@@ -68,7 +70,8 @@ class HttpServer:
     """Serves HTTP on every address, on ``http.port`` and with TLS on ``http.tls.port`` as they were
     at the start; a certificate that a reload brings is taken for the connections after it.
 
-    `keys` sign boot tokens, the newest first. `unknown` lists the machines that wait.
+    `keys` sign boot tokens, node keys come from `node_secrets`, the newest of each first. `unknown`
+    lists the machines that wait.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class HttpServer:
         overlays: OverlayCache,
         net: Neighbours,
         keys: Sequence[bytes],
+        node_secrets: Sequence[bytes] = (),
         unknown: Unknown | None = None,
         host: str = "0.0.0.0",
     ) -> None:
@@ -93,6 +97,7 @@ class HttpServer:
             overlays=overlays,
             net=net,
             keys=keys,
+            node_secrets=node_secrets,
             unknown=unknown if unknown is not None else Unknown(),
             disk=self._disk,
             admission=Admission(random.random, current.registry.settings.http.max_image_transfers),
@@ -240,6 +245,8 @@ class HttpServer:
                 return script(site, asked, mac)
             case BootPart():
                 return await part(site, asked, asking)
+            case Runtime():
+                return await runtime(site, asked, asking)
             case Public():
                 return await public(site, asked, asking)
             case Blob(digest):

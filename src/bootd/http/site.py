@@ -44,6 +44,7 @@ class Site:
     overlays: OverlayCache
     net: Neighbours
     keys: Sequence[bytes]
+    node_secrets: Sequence[bytes]
     unknown: Unknown
     disk: Executor
     admission: Admission

@@ -18,12 +18,15 @@ from bootd.model import Image, Mac, Node, Overlay, ServerAddress
 from bootd.overlay import cpio
 from bootd.overlay.compress import compress
 from bootd.overlay.hostkeys import HostKeys
+from bootd.overlay.manifest import Manifest, manifest
 from bootd.overlay.render import Shared, Which, chosen, reads, render
 from bootd.overlay.template import ALL_NODES, PER_NODE, RenderError
 from bootd.registry import Registry
 
 MAX_BYTES: Final = 64 << 20
 """Bytes of archives kept, with what several of them share counted once."""
+MAX_KNOWN: Final = 32_768
+"""Archives of which the digest is known although they are not kept themselves."""
 MAX_FLIGHTS: Final = 1024
 """Renderings begun ahead of need that may wait; further ones are made when they are asked for."""
 _LARGE: Final = 4096
@@ -59,9 +62,19 @@ class _Inputs:
 
 
 @dataclass(frozen=True, slots=True)
+class _Known:
+    """What is remembered of an archive for longer than the archive: a few hundred bytes."""
+
+    inputs: _Inputs
+    etag: str
+    files: Manifest
+
+
+@dataclass(frozen=True, slots=True)
 class _Kept:
     inputs: _Inputs
     archive: Archive
+    files: Manifest
 
     @property
     def segments(self) -> tuple[bytes, ...]:
@@ -76,6 +89,8 @@ class OverlayCache:
 
     def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
         self._kept: _Lru[_Key, _Kept] = _Lru(max_bytes)
+        self._known: OrderedDict[_Key, _Known] = OrderedDict()
+        self._files: OrderedDict[str, Manifest] = OrderedDict()
         self._small: _Lru[tuple[str, str], Archive] = _Lru(max_bytes // 4)
         self._shrinking: dict[tuple[str, str], asyncio.Future[Archive]] = {}
         self._flights: dict[tuple[int, _Key], tuple[Registry, asyncio.Future[_Kept]]] = {}
@@ -95,6 +110,31 @@ class OverlayCache:
             # Whoever stops waiting (a client that went away) must not stop it for the others.
             kept = await asyncio.shield(self._flight(registry, node, key))
         return kept.archive
+
+    async def digest(
+        self, registry: Registry, node: Node, which: Which, server: ServerAddress
+    ) -> str:
+        """The `Archive.etag` that `get` would give, mostly without making an archive: ten thousand
+        nodes ask every minute, and their archives together need not fit into memory.
+
+        Raises `RenderError`.
+        """
+        key = (node.name, node.mac, which, server)
+        if self._worker.world.registry is not registry:
+            run = asyncio.get_running_loop().run_in_executor
+            await run(self._executor, self._worker.enter, registry)
+        known = self._known.get(key)
+        world = self._worker.world
+        if known is None or world.registry is not registry:
+            return (await self.get(registry, node, which, server)).etag
+        if known.inputs == world.inputs(node, key):
+            self._known.move_to_end(key)
+            return known.etag
+        return (await self.get(registry, node, which, server)).etag
+
+    def files(self, etag: str) -> Manifest | None:
+        """The paths of an archive made not too long ago, each with a sum of what it was."""
+        return self._files.get(etag)
 
     async def compressed(
         self, registry: Registry, node: Node, which: Which, server: ServerAddress, encoding: str
@@ -162,7 +202,22 @@ class OverlayCache:
         # Asking for the exception also tells asyncio that it was seen: nobody may be waiting for
         # what was only warmed, and whoever asks for it gets the same exception again.
         if not done.cancelled() and done.exception() is None:
-            self._kept.put(flight[1], done.result())
+            key, made = flight[1], done.result()
+            self._kept.put(key, made)
+            _remember(self._known, key, _Known(made.inputs, made.archive.etag, made.files))
+            _remember(self._files, made.archive.etag, made.files)
+
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+def _remember(table: OrderedDict[K, T], key: K, value: T) -> None:
+    """Put it in as the newest, and forget the oldest where there are too many."""
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > MAX_KNOWN:
+        table.popitem(last=False)
 
 
 def _compress(plain: Archive, encoding: str) -> Archive:
@@ -175,7 +230,6 @@ class _HasSegments(Protocol):
     def segments(self) -> tuple[bytes, ...]: ...
 
 
-K = TypeVar("K")
 V = TypeVar("V", bound=_HasSegments)
 
 
@@ -260,15 +314,27 @@ class _Worker:
     def __init__(self) -> None:
         self.world = _World()
         self._keys: dict[str, HostKeys] = {}
+        self._paths: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def _host_keys(self, state_dir: str) -> HostKeys:
         """The keys of `state_dir`, which a reload does not change."""
         return self._keys.setdefault(state_dir, HostKeys(state_dir))
 
+    def enter(self, registry: Registry) -> None:
+        """Make `registry` the world: compares 10,000 nodes, which is not for the loop."""
+        if self.world.registry is not registry:
+            self.world = self.world.after(registry)
+
+    def _manifest(self, entries: list[cpio.Entry]) -> Manifest:
+        """Nodes with the same paths share them."""
+        made = manifest(entries)
+        if len(self._paths) > MAX_FLIGHTS:
+            self._paths.clear()
+        return Manifest(self._paths.setdefault(made.paths, made.paths), made.sums)
+
     def make(self, registry: Registry, node: Node, key: _Key, kept: _Kept | None) -> _Kept:
         """Render and pack, unless `kept` is what would come out."""
-        if self.world.registry is not registry:
-            self.world = self.world.after(registry)  # compares 10,000 nodes: not in the loop
+        self.enter(registry)
         world = self.world
         inputs = world.inputs(node, key)
         if kept is not None and kept.inputs == inputs:
@@ -279,4 +345,5 @@ class _Worker:
         digest = hashlib.sha256()
         for segment in segments:
             digest.update(segment)
-        return _Kept(inputs, Archive(segments, sum(map(len, segments)), digest.hexdigest()))
+        archive = Archive(segments, sum(map(len, segments)), digest.hexdigest())
+        return _Kept(inputs, archive, self._manifest(entries))

@@ -9,13 +9,13 @@ from typing import Final
 import structlog
 
 from bootd import metrics
-from bootd.boots import tokens, window
+from bootd.boots import nodekeys, tokens, window
 from bootd.boots.timeline import Boot, Stage
 from bootd.http.answer import BINARY, TEXT, Answer, Asked, Denied, Refusal
 from bootd.http.handlers.files import artefact
 from bootd.http.routes import BootPart
 from bootd.http.site import Site
-from bootd.model import Node, ServerAddress
+from bootd.model import Node, ServerAddress, dashed
 from bootd.overlay import cpio
 from bootd.overlay.template import RenderError
 
@@ -24,6 +24,8 @@ log = structlog.get_logger()
 ENV_FILE: Final = "etc/bootd/boot.env"
 """Where a node's init finds its boot, in the overlay: not on the kernel's command line, which every
 user of the node can read."""
+KEY_FILE: Final = "etc/bootd/node.key"
+"""Where the node finds the key with which it refreshes its runtime overlay (`boots.nodekeys`)."""
 
 
 async def part(site: Site, asked: Asked, route: BootPart) -> Answer:
@@ -70,30 +72,38 @@ def _denied(reason: str) -> Denied:
 
 
 async def _overlay(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> Answer:
-    """One newc stream: this boot's own file, then the node's archive with the trailer."""
+    """One newc stream: this boot's own files, then the node's archive with the trailer."""
     try:
         archive = await site.overlays.get(asked.registry, node, "system", asked.server)
     except RenderError as error:
         log.error("overlay.failed", node=node.name, boot=boot.id, reason=str(error))
         raise Refusal(500, "overlay", f"the overlay does not render: {error}") from None
-    own = _boot_env(asked.server, token, node, boot)
+    own = _own_files(site, asked.server, token, node, boot)
     pieces = (own, *archive.segments)
     digest = hashlib.sha256(own + archive.etag.encode()).hexdigest()
     answer = Answer(body=pieces, type=BINARY, etag=f'"{digest}"')
     if asked.method == "GET":
+        boot.server, boot.given["system"] = asked.server.base, archive.etag
         answer.step = site.boots.begin(boot.mac, Stage.OVERLAY, asked.now, size=answer.size)
     return answer
 
 
-def _boot_env(server: ServerAddress, token: str, node: Node, boot: Boot) -> bytes:
-    lines = (
-        f"BOOTD_URL={server.base}/b/{token}",
-        f"BOOTD_BOOT={boot.id}",
-        f"BOOTD_NODE={node.name}",
-    )
-    content = "".join(f"{line}\n" for line in lines).encode()
-    entry = cpio.Entry(ENV_FILE, stat.S_IFREG | 0o600, content)
-    return cpio.archive([entry], trailer=False)
+def _own_files(site: Site, server: ServerAddress, token: str, node: Node, boot: Boot) -> bytes:
+    values = {
+        "URL": f"{server.base}/b/{token}",
+        "BOOT": boot.id,
+        "NODE": node.name,
+        "MAC": boot.mac,
+        "RUNTIME": f"{server.base}/runtime/{dashed(boot.mac)}",
+    }
+    env = "".join(f"BOOTD_{name}={value}\n" for name, value in values.items())
+    files = {ENV_FILE: env}
+    if site.node_secrets:
+        files[KEY_FILE] = nodekeys.derive(site.node_secrets[0], node.name, boot.mac) + "\n"
+    entries = [
+        cpio.Entry(path, stat.S_IFREG | 0o600, text.encode()) for path, text in files.items()
+    ]
+    return cpio.archive(entries, trailer=False)
 
 
 def _up(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
