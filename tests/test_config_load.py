@@ -309,6 +309,45 @@ def test_a_damaged_image_is_a_fault(site: Site) -> None:
     assert any("debian-12" in fault for fault in site.faults())
 
 
+def test_a_node_may_name_a_generation_that_is_not_active(site: Site) -> None:
+    site.image("debian-12")
+    (first,) = (path.name for path in (site.folder / "state/images/debian-12").glob("2*"))
+    site.image("debian-12")
+    site.write(
+        "nodes.yaml",
+        f"""nodes:
+  n1: {{mac: "52:54:00:00:00:01", image: debian-12@{first}}}
+  n2: {{mac: "52:54:00:00:00:02", image: debian-12}}
+""",
+    )
+
+    registry = site.load()
+
+    assert registry.images[registry.nodes["n1"].image or ""].generation == first
+    assert registry.images[registry.nodes["n2"].image or ""].generation > first
+
+
+@pytest.mark.parametrize("image", ["debian-12@20200101-000000-ab12", "debian-12@active"])
+def test_a_generation_that_is_not_there_is_a_fault(site: Site, image: str) -> None:
+    site.image("debian-12")
+    site.write("nodes.yaml", f'nodes: {{n1: {{mac: "52:54:00:00:00:01", image: {image}}}}}\n')
+
+    (fault,) = site.faults()
+
+    assert f"there is no image '{image}'" in fault
+
+
+def test_a_damaged_generation_that_a_node_names_is_a_fault(site: Site) -> None:
+    site.image("debian-12")
+    (first,) = (site.folder / "state/images/debian-12").glob("2*")
+    site.image("debian-12")
+    (first / "manifest.json").write_text("{")
+    image = f"debian-12@{first.name}"
+    site.write("nodes.yaml", f'nodes: {{n1: {{mac: "52:54:00:00:00:01", image: {image}}}}}\n')
+
+    assert any("is not JSON" in fault for fault in site.faults())
+
+
 # ---- files that are being written ----------------------------------------------------------------
 
 

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootd.image import kernel
-from bootd.image.manifest import MAX_MANIFEST, File, Manifest, ManifestError, decode
+from bootd.image.manifest import (
+    MAX_MANIFEST,
+    File,
+    KernelFiles,
+    Manifest,
+    ManifestError,
+    decode,
+)
 from bootd.model import safe_name
 
 GOOD = Manifest(
@@ -24,12 +31,44 @@ GOOD = Manifest(
 )
 
 
+BUILT = Manifest(
+    name="debian",
+    generation="20261122-171500-ab12",
+    created="2026-11-22T17:15:00+00:00",
+    source="suite bookworm",
+    artefacts={"image": File("image.cpio.zst", 9, "b" * 64)},
+    kernels=(
+        KernelFiles(
+            "6.1.0-31-amd64",
+            File("kernels/6.1.0-31-amd64/kernel", 7, "a" * 64),
+            File("kernels/6.1.0-31-amd64/initramfs", 8, "c" * 64),
+            features=("live-boot",),
+        ),
+        KernelFiles("6.1.0-31-debug", File("kernels/6.1.0-31-debug/kernel", 7, "a" * 64)),
+    ),
+    unpacked=300_000_000,
+    files=12_345,
+    init="/sbin/init",
+    os="debian-12",
+    warnings=("it has ssh host keys",),
+    tools={"mksquashfs": "4.5.1"},
+    excludes=("var/cache/*",),
+)
+
+
 def changed(**changes: object) -> bytes:
     return json.dumps({**json.loads(GOOD.encode()), **changes}).encode()
 
 
-def test_a_manifest_comes_back_as_it_was() -> None:
-    assert decode(GOOD.encode()) == GOOD
+def with_kernel(**changes: object) -> bytes:
+    raw = json.loads(BUILT.encode())
+    raw["kernels"][0].update(changes)
+    return json.dumps(raw).encode()
+
+
+@pytest.mark.parametrize("manifest", [GOOD, BUILT])
+def test_a_manifest_comes_back_as_it_was(manifest: Manifest) -> None:
+    assert decode(manifest.encode()) == manifest
 
 
 @pytest.mark.parametrize(
@@ -50,6 +89,15 @@ def test_a_manifest_comes_back_as_it_was() -> None:
         (changed(artefacts={"kernel": {"size": 1, "sha256": "A" * 64}}), "64 hex digits"),
         (changed(kernel_version=6), "kernel_version"),
         (b" " * (MAX_MANIFEST + 1), "more than"),
+        (changed(kernels={}), "kernels is not a list"),
+        (changed(kernels=[1]), "a kernel is not an object"),
+        (changed(unpacked=-1), "unpacked is not a number"),
+        (changed(warnings=[1]), "warnings is not a list of texts"),
+        (changed(tools={"mksquashfs": 4}), "tools is not"),
+        (with_kernel(version="../.."), "is not a name"),
+        (with_kernel(kernel=None), "is not an object"),
+        (with_kernel(initramfs={"file": "a/../b", "size": 1, "sha256": "0" * 64}), "not a name"),
+        (with_kernel(initramfs={"file": "a/b/c/d", "size": 1, "sha256": "0" * 64}), "components"),
     ],
 )
 def test_what_a_manifest_must_not_say_is_refused(data: bytes, says: str) -> None:
@@ -71,6 +119,9 @@ JSON = st.recursive(
     | st.dictionaries(st.sampled_from([*json.loads(GOOD.encode())]), JSON).map(
         lambda changes: changed(**changes)
     )
+    | st.dictionaries(
+        st.sampled_from(["version", "kernel", "initramfs", "debug", "features"]), JSON
+    ).map(lambda changes: with_kernel(**changes))
 )
 def test_any_bytes_are_a_manifest_with_safe_names_or_an_error(data: bytes) -> None:
     try:
@@ -80,7 +131,7 @@ def test_any_bytes_are_a_manifest_with_safe_names_or_an_error(data: bytes) -> No
     for name in (
         manifest.name,
         manifest.generation,
-        *(f.file for f in manifest.artefacts.values()),
+        *(part for f in manifest.all_files() for part in f.file.split("/")),
     ):
         assert safe_name(name, "") == name
 

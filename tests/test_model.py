@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootd.model import Mac, NetDev, Node, dashed, mac_from_bytes, parse_mac
+from bootd.model import (
+    Artefact,
+    Image,
+    Kernel,
+    Mac,
+    NetDev,
+    Node,
+    dashed,
+    mac_from_bytes,
+    parse_mac,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +76,49 @@ def test_a_node_boots_from_any_of_its_devices_but_the_primary_comes_first() -> N
     )
 
     assert node.macs == ("52:54:00:00:00:02", "52:54:00:00:00:01")
+
+
+def image_with(*versions: str) -> Image:
+    kernels = tuple(Kernel(v, Artefact(f"/{v}", 1, "0" * 64)) for v in versions)
+    return Image("debian", "1", {}, kernels=kernels)
+
+
+@pytest.mark.parametrize(
+    ("asked", "gets"),
+    [
+        (None, "6.12.9"),
+        ("", "6.12.9"),
+        ("6.1.0-30-amd64", "6.1.0-30-amd64"),
+        ("6.1", "6.1.0-31-amd64"),
+        ("6.1.0-3", None),
+        ("6.1.", "6.1.0-31-amd64"),
+        ("6", "6.12.9"),
+        ("5", None),
+    ],
+)
+def test_a_node_names_a_kernel_by_its_version_or_how_that_begins(
+    asked: str | None, gets: str | None
+) -> None:
+    image = image_with("6.12.9", "6.1.0-31-amd64", "6.1.0-30-amd64")
+
+    found = image.kernel_for(asked)
+
+    assert (found.version if found else None) == gets
+
+
+def test_an_image_without_a_kernel_has_none_to_name() -> None:
+    assert image_with().kernel_for(None) is None
+    assert image_with().kernel_for("6.1") is None
+
+
+def test_an_images_files_are_each_there_once() -> None:
+    kernel, own, other = (Artefact(f"/{n}", 1, n * 64) for n in "abc")
+    image = Image(
+        "debian",
+        "1",
+        {"kernel": kernel, "squashfs": other},
+        kernels=(Kernel("6.1", kernel, own),),
+    )
+
+    assert image.files() == (kernel, other, own)
+    assert (image.squashfs, image.archive) == (other, None)

@@ -208,7 +208,7 @@ class Node:
     network: Mapping[str, NetDev] = field(default_factory=lambda: MappingProxyType({}))
     profiles: tuple[str, ...] = ()
     image: str | None = None
-    generation: str | None = None
+    """``NAME`` for the active generation, ``NAME@GENERATION`` for that one."""
     kernel_version: str | None = None
     kernel_args: tuple[str, ...] = ()
     method: Method = Method.AUTO
@@ -245,16 +245,73 @@ class Artefact:
 
 
 @dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel of an image, with the image's own initramfs for it where there is one.
+
+    `debug` is true of debug, rescue and crash kernels, which only a node that names them boots.
+    `features` is what that initramfs was built with, as far as it says so: ``livenet`` (dracut's
+    network live root), ``live-boot`` (Debian's), ``warewulf``.
+    """
+
+    version: str
+    kernel: Artefact
+    initramfs: Artefact | None = None
+    debug: bool = False
+    features: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
-    """The active generation of an image."""
+    """One generation of an image: the active one, or one that a node names."""
 
     name: str
     generation: str
     artefacts: Mapping[str, Artefact]
-    """By role: ``kernel``, ``initramfs``, and where built ``image``, ``squashfs``."""
+    """By role: ``kernel`` and ``initramfs`` of the kernel that boots where a node names none;
+    where the image was built from a root, ``image`` (all of it as a cpio) and ``squashfs``."""
     kernel_version: str | None = None
     created: str = ""
     secret: bool = False
+    kernels: tuple[Kernel, ...] = ()
+    """The one that boots where a node names none first: newest first, debug kernels last."""
+    unpacked: int = 0
+    """Bytes that the root takes in memory; 0 where it is not known."""
+    init: str = ""
+    """The absolute path of the root's init; empty where it has none or there is no root."""
+    os: str = ""
+    """``ID-VERSION_ID`` of the root's os-release: ``debian-12``."""
+    source: str = ""
+    warnings: tuple[str, ...] = ()
+    """What will hurt, as sentences."""
+
+    @property
+    def archive(self) -> Artefact | None:
+        """The whole root as a compressed cpio, or None where there is none."""
+        return self.artefacts.get("image")
+
+    @property
+    def squashfs(self) -> Artefact | None:
+        """The whole root as a squashfs, or None where there is none."""
+        return self.artefacts.get("squashfs")
+
+    def kernel_for(self, version: str | None) -> Kernel | None:
+        """The kernel of that version, or the newest whose version begins with it (``6.1`` is no
+        ``6.12``); without one, the kernel that boots by itself. None where there is none."""
+        if not version:
+            return self.kernels[0] if self.kernels else None
+        for kernel in self.kernels:
+            if kernel.version == version:
+                return kernel
+        for kernel in self.kernels:
+            rest = kernel.version[len(version) :]
+            if kernel.version.startswith(version) and not (version[-1:] + rest[:1]).isdigit():
+                return kernel
+        return None
+
+    def files(self) -> tuple[Artefact, ...]:
+        """Every artefact, each once."""
+        own = (a for k in self.kernels for a in (k.kernel, k.initramfs) if a is not None)
+        return tuple(dict.fromkeys((*self.artefacts.values(), *own)))
 
 
 @dataclass(frozen=True, slots=True)

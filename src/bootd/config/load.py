@@ -142,7 +142,8 @@ class _Load:
         settings = self.settings()
         nodes, default = self._nodes(settings)
         overlays = self._part(lambda: tree.load(settings.overlays))
-        images = self._part(ImageStore(settings.state_dir).active)
+        named = {n.image for n in (*nodes.values(), default) if n and n.image and "@" in n.image}
+        images = self._part(lambda: ImageStore(settings.state_dir).active(named))
         templates = self._templates(settings)
         self._certificate(settings.http.tls)
         if default is None and settings.dhcp.unknown is UnknownPolicy.DEFAULT:

@@ -82,6 +82,7 @@ def _member(kind: type[StrEnum]) -> _Checked:
 Line = Annotated[str, _Checked(values.line, _TEXT)]
 Prose = Annotated[str, _Checked(values.prose, _TEXT)]
 Name = Annotated[str, _Checked(values.name, _TEXT)]
+ImageName = Annotated[str, _Checked(values.image_name, _TEXT)]
 RemovableName = Annotated[str, _Checked(values.removable_name, _TEXT)]
 Quirk = Annotated[str, _Checked(values.quirk)]
 NodeKey = Annotated[str, _Checked(values.node_key)]
@@ -169,7 +170,9 @@ class ProfileSpec(Written):
     """One entry under ``profiles:``: what nodes can share."""
 
     profiles: tuple[RemovableName, ...] = Field((), description="Profiles merged before this one")
-    image: Name | None = Field(None, description="Image to boot")
+    image: ImageName | None = Field(
+        None, description="Image to boot; NAME@GENERATION for another than the active generation"
+    )
     kernel: KernelSpec | None = Field(None, description="Kernel version and arguments")
     method: Annotated[Method, _member(Method)] | None = Field(
         None, description="How the root file system comes"

@@ -82,6 +82,13 @@ def name(value: object) -> str:
     return text
 
 
+def image_name(value: object) -> str:
+    """An image's name, or ``NAME@GENERATION``."""
+    text = line(value)
+    image, at, generation = text.partition("@")
+    return name(image) + at + (name(generation) if at else "")
+
+
 def quirk(value: object) -> str:
     """``binl``, or ``binl@00:11:22`` for one maker's cards; ``~`` before it takes it away."""
     text = line(value)

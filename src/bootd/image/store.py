@@ -13,7 +13,7 @@ import hashlib
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,8 +40,8 @@ from bootd.image.disk import (
     sync_folder,
     write_file,
 )
-from bootd.image.manifest import Manifest, ManifestError, decode
-from bootd.model import Artefact, ConfigError, Image, safe_name
+from bootd.image.manifest import File, Manifest, ManifestError, decode
+from bootd.model import Artefact, ConfigError, Image, Kernel, safe_name
 
 MANIFEST: Final = "manifest.json"
 _STAMP: Final = "%Y%m%d-%H%M%S"
@@ -65,7 +65,7 @@ class Generation:
     @property
     def size(self) -> int:
         """Bytes of all its artefacts."""
-        files = self.manifest.artefacts.values() if self.manifest is not None else ()
+        files = self.manifest.all_files() if self.manifest is not None else ()
         return sum(file.size for file in files)
 
 
@@ -75,10 +75,11 @@ class ImageStore:
     def __init__(self, state_dir: str | Path) -> None:
         self.root = Path(state_dir) / "images"
 
-    def active(self) -> Mapping[str, Image]:
-        """The generation that nodes boot, by image name.
+    def active(self, named: Iterable[str] = ()) -> Mapping[str, Image]:
+        """The generation that nodes boot, by image name; and those that are `named`, as
+        ``NAME@GENERATION``, by that reference. What does not exist is left out.
 
-        Raises `ConfigError` that names every image whose active generation is damaged.
+        Raises `ConfigError` that names every image whose generation is damaged.
         """
         images: dict[str, Image] = {}
         faults: list[str] = []
@@ -93,6 +94,14 @@ class ImageStore:
                     f"{error}. Switch to another generation with `bootd image activate {name} "
                     f"GENERATION`, or import it again"
                 )
+        for reference in sorted(set(named)):
+            name, _, generation = reference.partition("@")
+            try:
+                images[reference] = self._image(name, generation)
+            except NoSuchImage:
+                continue
+            except ImageError as error:
+                faults.append(f"{error}. Nodes name it: let them name another, or import it again")
         if faults:
             raise ConfigError(faults)
         return MappingProxyType(images)
@@ -202,12 +211,12 @@ class ImageStore:
         """Read every artefact and compare its SHA-256; what is wrong, as sentences."""
         image = self._image(name, generation)
         faults = []
-        for role, artefact in image.artefacts.items():
+        for artefact in image.files():
             with sentences(name), Path(artefact.path).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != artefact.sha256:
                 faults.append(
-                    f"{artefact.path}: {role} has the SHA-256 {digest}, "
+                    f"{artefact.path}: {Path(artefact.path).name} has the SHA-256 {digest}, "
                     f"its manifest says {artefact.sha256}"
                 )
         return faults
@@ -279,29 +288,55 @@ def _safe(text: str, what: str) -> str:
         raise ImageInputError(str(error)) from None
 
 
+def _artefact(folder: Path, file: File) -> Artefact:
+    """The file of a manifest where it is there with the size that it says."""
+    path = folder / file.file
+    try:
+        found = path.lstat()
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError(f"{path}: is not a regular file")
+    if found.st_size != file.size:
+        raise ImageError(
+            f"{path}: has {found.st_size} bytes, its manifest says {file.size}: damaged"
+        )
+    return Artefact(str(path), file.size, file.sha256)
+
+
 def _to_image(manifest: Manifest, folder: Path) -> Image:
     """The image of a manifest whose files are there with the sizes it says."""
-    artefacts = {}
-    for role, file in manifest.artefacts.items():
-        path = folder / file.file
-        try:
-            found = path.lstat()
-        except OSError as error:
-            raise ImageError(f"{path}: {error.strerror}") from None
-        if not stat.S_ISREG(found.st_mode):
-            raise ImageError(f"{path}: is not a regular file")
-        if found.st_size != file.size:
-            raise ImageError(
-                f"{path}: has {found.st_size} bytes, its manifest says {file.size}: damaged"
-            )
-        artefacts[role] = Artefact(str(path), file.size, file.sha256)
+    artefacts = {role: _artefact(folder, file) for role, file in manifest.artefacts.items()}
+    kernels = tuple(
+        Kernel(
+            k.version,
+            _artefact(folder, k.kernel),
+            _artefact(folder, k.initramfs) if k.initramfs is not None else None,
+            k.debug,
+            frozenset(k.features),
+        )
+        for k in manifest.kernels
+    )
+    if kernels:
+        artefacts["kernel"] = kernels[0].kernel
+        if kernels[0].initramfs is not None:
+            artefacts["initramfs"] = kernels[0].initramfs
+    elif "kernel" in artefacts:
+        own = artefacts.get("initramfs")
+        kernels = (Kernel(manifest.kernel_version or "", artefacts["kernel"], own),)
     return Image(
         manifest.name,
         manifest.generation,
         MappingProxyType(artefacts),
-        manifest.kernel_version,
+        kernels[0].version or None if kernels else manifest.kernel_version,
         manifest.created,
         manifest.secret,
+        kernels,
+        manifest.unpacked,
+        manifest.init,
+        manifest.os,
+        manifest.source,
+        manifest.warnings,
     )
 
 
