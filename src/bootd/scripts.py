@@ -1,49 +1,38 @@
-"""Boot scripts: iPXE text from a `BootPlan` and a template.
+"""Boot scripts: what a node boots (`BootPlan`), and iPXE's text from it and a template.
 
-Pure: templates come in as text, scripts go out as text. A template is the operator's and may be
-replaced by a site; a *value* is never trusted to be one line. iPXE ends a command at a line end and
-has no quoting, so a value with a control character is refused (`ScriptError`) wherever a template
-puts one; that is what stands between a file or a request and an injected command.
+Pure: templates come in as text, scripts go out as text. iPXE has no quoting: a value is put as it
+is, and refused where it would be more than a part of its line (`templating.one_line`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address
-from types import CodeType, MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Final
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
-from jinja2 import Template as Compiled
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from bootd.model import (
-    Artefact,
     BootPlan,
     BootTarget,
     DhcpMode,
     Image,
     Mac,
     Method,
-    NetDev,
     Node,
     ServerAddress,
     Template,
     dashed,
 )
 from bootd.registry import Registry
+from bootd.templating import Language, Lines, one_line
+from bootd.templating import ScriptError as ScriptError
 
 HOLD: Final = "hold.ipxe.j2"
 LOCAL: Final = "local.ipxe.j2"
 MAX_COUNTDOWN: Final = 60
 
-_SEPARATORS: Final = frozenset("\x85\u2028\u2029")
 _WORDS_OF_IPXE: Final = frozenset(("||", "&&"))
-
-
-class ScriptError(Exception):
-    """A script cannot be made. The message says where: ``default.ipxe.j2:12: …``."""
 
 
 def template_name(node: Node) -> str:
@@ -193,12 +182,6 @@ def introduce(server: ServerAddress, mac: Mac) -> str:
     return "\n".join(lines) + "\n"
 
 
-class Lines(str):
-    """Lines of a script that we made ourselves: the one value that may hold line ends."""
-
-    __slots__ = ()
-
-
 @lru_cache(maxsize=64)
 def countdown(seconds: int, what: str = "trying again") -> Lines:
     """iPXE lines that wait, and show it: ``bootd: trying again in 5 s: 5...4...3...2...1...``
@@ -214,14 +197,14 @@ def countdown(seconds: int, what: str = "trying again") -> Lines:
     return Lines("\n".join([*lines, "echo"]))
 
 
-def one_line(value: Any) -> Any:
-    """`value` as a template prints it; `ScriptError` where it holds a control character."""
-    if isinstance(value, Lines):
-        return value
-    text = value if isinstance(value, str) else str(value)
-    if not text.isprintable() and any(ord(c) < 32 or c == "\x7f" or c in _SEPARATORS for c in text):
-        raise ScriptError(f"{text[:80]!r} has a control character or a line end in it")
-    return value
+_IPXE: Final = Language(one_line, {"countdown": countdown})
+
+
+def _render(template: Template, values: Mapping[str, Any]) -> str:
+    text = _IPXE.render(template, values)
+    if not text.startswith("#!ipxe\n"):
+        raise ScriptError(f"{template.source}:1: an iPXE script begins with the line #!ipxe")
+    return text
 
 
 # ---- checking a whole registry -------------------------------------------------------------------
@@ -297,7 +280,7 @@ def _check_compiled(registry: Registry, faults: dict[str, None]) -> None:
     for name, template in registry.templates.items():
         if name.endswith(".ipxe.j2"):
             try:
-                _compile(template.text, template.source or template.name)
+                _IPXE.compile(template)
             except ScriptError as error:
                 faults[str(error)] = None
 
@@ -320,72 +303,3 @@ def _naming(node: Node, fault: str) -> str:
 def can_ask(registry: Registry) -> bool:
     """Whether a new DHCP exchange opens a boot's window: not where bootd does not see DHCP."""
     return registry.settings.dhcp.mode is not DhcpMode.OFF
-
-
-# ---- templates -----------------------------------------------------------------------------------
-
-_PLAIN: Final = frozenset((Node, NetDev, Image, Artefact, ServerAddress))
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja2's sandbox, which need not look twice at our own frozen values."""
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """As the sandbox's."""
-        if type(obj) in _PLAIN and not attr.startswith("_"):
-            return True
-        return super().is_safe_attribute(obj, attr, value)
-
-
-_ENVIRONMENT: Final = _Environment(
-    undefined=StrictUndefined,
-    finalize=one_line,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-    autoescape=False,  # HTML's escapes mean nothing to iPXE; `one_line` is what protects it
-    cache_size=0,
-)
-
-
-_ENVIRONMENT.filters["dashed"] = dashed
-_ENVIRONMENT.globals["countdown"] = countdown
-
-
-def _render(template: Template, values: Mapping[str, Any]) -> str:
-    compiled = _compile(template.text, template.source or template.name)
-    try:
-        text = compiled.render(values)
-    except ScriptError as error:
-        raise ScriptError(f"{_place(template, error.__traceback__)}: {error}") from None
-    except TemplateError as error:
-        raise ScriptError(f"{_place(template, error.__traceback__)}: {error.message}") from None
-    except Exception as error:  # whatever a template's expression may raise: 1/0, a wrong type, …
-        raise ScriptError(
-            f"{_place(template, error.__traceback__)}: {type(error).__name__}: {error}"
-        ) from None
-    if not text.startswith("#!ipxe\n"):
-        raise ScriptError(f"{template.source}:1: an iPXE script begins with the line #!ipxe")
-    return text
-
-
-@lru_cache(maxsize=128)
-def _compile(text: str, source: str) -> Compiled:
-    try:
-        code: CodeType = _ENVIRONMENT.compile(text, source, source)
-    except TemplateSyntaxError as error:
-        raise ScriptError(f"{source}:{error.lineno}: {error.message}") from None
-    return Compiled.from_code(_ENVIRONMENT, code, _ENVIRONMENT.globals)
-
-
-def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
-    while trace is not None:
-        yield trace
-        trace = trace.tb_next
-
-
-def _place(template: Template, trace: TracebackType | None) -> str:
-    """``file:line`` of the template where an error came up; Jinja2 maps its lines back for us."""
-    source = template.source or template.name
-    lines = [f.tb_lineno for f in _frames(trace) if f.tb_frame.f_code.co_filename == source]
-    return f"{source}:{lines[-1]}" if lines else source

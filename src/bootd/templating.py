@@ -1,0 +1,114 @@
+"""Templates of boot scripts, sandboxed: what iPXE's, GRUB's and PXELINUX's texts have in common.
+
+Pure. A template is the operator's and may be replaced by a site; a *value* is never trusted to be
+one line, whatever it came from. None of these languages can quote a line end, so a value with a
+control character is refused (`ScriptError`) wherever a template puts one; that is what stands
+between a file or a request and an injected command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from types import CodeType, TracebackType
+from typing import Any, Final
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2 import Template as Compiled
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from bootd.model import Artefact, Image, NetDev, Node, ServerAddress, Template, dashed
+
+_SEPARATORS: Final = frozenset("\x85\u2028\u2029")
+_PLAIN: Final = frozenset((Node, NetDev, Image, Artefact, ServerAddress))
+
+
+class ScriptError(Exception):
+    """A script cannot be made. The message says where: ``default.ipxe.j2:12: …``."""
+
+
+class Lines(str):
+    """Text of a script that we made ourselves: the one value that may hold line ends, and that is
+    put as it is."""
+
+    __slots__ = ()
+
+
+def one_line(value: Any) -> Any:
+    """`value` as a template prints it; `ScriptError` where it holds a control character."""
+    if isinstance(value, Lines):
+        return value
+    text = value if isinstance(value, str) else str(value)
+    if not text.isprintable() and any(ord(c) < 32 or c == "\x7f" or c in _SEPARATORS for c in text):
+        raise ScriptError(f"{text[:80]!r} has a control character or a line end in it")
+    return value
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja2's sandbox, which need not look twice at our own frozen values."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """As the sandbox's."""
+        if type(obj) in _PLAIN and not attr.startswith("_"):
+            return True
+        return super().is_safe_attribute(obj, attr, value)
+
+
+class Language:
+    """One kind of script. `put` makes a value the text that stands in the script, or raises
+    `ScriptError`; `helpers` are functions that templates may call, also as filters."""
+
+    def __init__(
+        self, put: Callable[[Any], Any], helpers: Mapping[str, Callable[..., object]]
+    ) -> None:
+        self._environment = _Environment(
+            undefined=StrictUndefined,
+            finalize=put,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            autoescape=False,  # HTML's escapes mean nothing here; `put` is what protects a script
+            cache_size=0,
+        )
+        self._environment.filters["dashed"] = dashed
+        self._environment.filters.update(helpers)
+        self._environment.globals.update(helpers)
+        self._compiled = lru_cache(maxsize=128)(self._compile)
+
+    def compile(self, template: Template) -> Compiled:
+        """The template, compiled once for each text. Raises `ScriptError`."""
+        return self._compiled(template.text, template.source or template.name)
+
+    def render(self, template: Template, values: Mapping[str, Any]) -> str:
+        """The script. Raises `ScriptError` for whatever goes wrong in the template."""
+        compiled = self.compile(template)
+        try:
+            return compiled.render(values)
+        except ScriptError as error:
+            raise ScriptError(f"{_place(template, error.__traceback__)}: {error}") from None
+        except TemplateError as error:
+            raise ScriptError(f"{_place(template, error.__traceback__)}: {error.message}") from None
+        except Exception as error:  # whatever an expression may raise: 1/0, a wrong type, …
+            raise ScriptError(
+                f"{_place(template, error.__traceback__)}: {type(error).__name__}: {error}"
+            ) from None
+
+    def _compile(self, text: str, source: str) -> Compiled:
+        try:
+            code: CodeType = self._environment.compile(text, source, source)
+        except TemplateSyntaxError as error:
+            raise ScriptError(f"{source}:{error.lineno}: {error.message}") from None
+        return Compiled.from_code(self._environment, code, self._environment.globals)
+
+
+def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _place(template: Template, trace: TracebackType | None) -> str:
+    """``file:line`` of the template where an error came up; Jinja2 maps its lines back for us."""
+    source = template.source or template.name
+    lines = [f.tb_lineno for f in _frames(trace) if f.tb_frame.f_code.co_filename == source]
+    return f"{source}:{lines[-1]}" if lines else source
