@@ -1,10 +1,9 @@
 """Archives made smaller: gzip for whatever can read nothing else, zstd for the rest. Pure.
 
-What belongs to one boot goes before what is kept of its node (`prefixed`), and both must be one
-gzip member or one zstd frame: the kernel wants a whole archive in each (``init/initramfs.c``: "junk
-at the end of compressed archive"), and ``gzip -d | cpio -i`` stops at the first trailer. So the
-first part goes in as it is, in a block that both formats have for that, and nothing is compressed
-anew.
+What belongs to one boot goes before what is kept of its node (`prefixed`), into the same gzip
+member or zstd frame, for readers that stop at the end of the first one; as the archive inside is
+one with one trailer, for readers that stop there. It goes in as it is, in a block that both formats
+have for that, so nothing is compressed for one boot.
 """
 
 from __future__ import annotations
