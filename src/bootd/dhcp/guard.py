@@ -13,9 +13,9 @@ from bootd.dhcp.answer import Offer
 from bootd.model import Mac
 
 MAX_SENDERS: Final = 16384
-ANSWERS_PER_SECOND: Final = 500
-"""For one MAC. A machine that boots sends some ten packets a minute, but whoever pretends to be it
-should have to work for keeping its answers away."""
+ANSWERS_PER_SECOND: Final = 5000
+"""For one MAC. A machine that boots sends some ten packets a minute, but where someone pretends to
+be it, its own packets are among those: a low limit would keep its answers away."""
 LINES_PER_MINUTE: Final = 20
 """In the log, for one MAC."""
 LOOP_OFFERS: Final = 3
