@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "reload": ("bootd.cli.serve:reload", "Make the daemon read its files again, and wait."),
     "image": ("bootd.cli.image:image", "Import, list, activate and delete images."),
     "overlay": ("bootd.cli.overlay:overlay", "List overlays, and render them for a node."),
+    "tls": ("bootd.cli.tls:tls", "Make the certificates that HTTPS needs."),
     "schema": ("bootd.cli.check:schema", "Print the JSON Schema of the files, for editors."),
     "version": ("bootd.cli.serve:version", "Print the versions of command and daemon."),
 }
