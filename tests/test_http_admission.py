@@ -110,6 +110,36 @@ def test_racks_take_turns() -> None:
     enter(gate, "small", "r2", now=2)
 
 
+def test_a_boot_waits_for_its_second_file_by_its_own_age() -> None:
+    gate = admission(1)
+    ticket = enter(gate, "old", now=0)
+    refused(gate, "young", now=5)
+    gate.leave(ticket, 6)
+
+    got = gate.ask("old", "", patient=True, now=6, since=0)
+
+    assert isinstance(got, Ticket)
+
+
+def test_ten_thousand_who_wait_are_let_in_first_come_first_served() -> None:
+    gate, tickets = admission(10), []
+    for number in range(10):
+        tickets.append(enter(gate, f"a{number}"))
+    for number in range(10_000):
+        refused(gate, f"m{number}", f"r{number % 100}", now=number / 1000)
+    for ticket in tickets:
+        gate.leave(ticket, 11)
+
+    entered = [
+        number
+        for number in range(10_000)
+        if isinstance(gate.ask(f"m{number}", f"r{number % 100}", patient=True, now=60), Ticket)
+    ]
+
+    assert len(entered) == 10
+    assert max(entered) < 200
+
+
 def test_the_limit_follows_the_measured_throughput() -> None:
     gate = admission(None)
     assert gate.limit == FIRST_LIMIT
@@ -137,6 +167,7 @@ def test_patient_clients_never_exceed_the_limit(steps: list[tuple[int, bool, flo
         if isinstance(got, Ticket):
             held.append(got)
         assert gate.active == len(held) <= 3
+        assert gate.waiting == sum(map(len, gate._queues.values())) == len(gate._dues)
 
 
 def test_a_storm_of_patient_clients_ends_and_leaves_no_place_idle_for_long() -> None:

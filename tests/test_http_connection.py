@@ -310,6 +310,51 @@ async def test_a_slow_reader_that_goes_on_is_never_cut(service: Service) -> None
     writer.close()
 
 
+async def test_what_waits_in_the_socket_of_a_client_that_left_was_not_sent(
+    service: Service,
+) -> None:
+    """All of it fits into the socket buffers, and the client reads none of it."""
+    size = 600 << 10
+    large_kernel(service, size)
+    boot = service.discover()
+    _, writer, _ = await begin_download(service)
+    await until(lambda: bool(boot.steps) and boot.steps[-1].sent > 0)
+
+    writer.transport.abort()
+
+    await until(lambda: boot.steps[-1].ended is not None)
+    step = boot.steps[-1]
+    assert (step.outcome, step.size) == ("aborted", size)
+    assert step.sent < size
+
+
+async def test_a_small_file_is_whole_when_its_client_has_it(service: Service) -> None:
+    boot = service.discover()
+
+    reply = await service.get("/kernel/52-54-00-12-34-56")
+
+    await until(lambda: boot.steps[-1].ended is not None)
+    assert (boot.steps[-1].outcome, boot.steps[-1].sent) == ("ok", len(reply.body))
+
+
+async def test_a_reader_so_slow_that_its_socket_has_no_room_is_not_let_go(
+    service: Service,
+) -> None:
+    service.server._sender.stall = 0.4
+    size = 8 << 20
+    large_kernel(service, size)
+    reader, writer, _ = await begin_download(service)
+
+    got = b""
+    while len(got) < 1 << 20:
+        got += await reader.readexactly(32 << 10)
+        await asyncio.sleep(0.05)  # in all four times the stall time
+    got += await reader.readexactly(size - len(got))
+
+    assert got == expected(size)
+    writer.close()
+
+
 async def test_resets_in_the_middle_of_downloads_are_ordinary(service: Service) -> None:
     large_kernel(service, 16 << 20)
     rng = random.Random(1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bootd.boots.timeline import Stage
+from bootd.files import LoadedFile, Refused
 from bootd.model import BootTarget
 from tests.http_site import (
     HERE,
@@ -378,3 +380,33 @@ async def test_other_machines_cannot_write_into_a_timeline(service: Service) -> 
     await service.get("/52-54-00-12-34-57/snponly.efi", source="127.0.0.2")
 
     assert len(boot.steps) == steps
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"), [("busy", 503), ("changing", 503), ("outside", 403), ("io-error", 403)]
+)
+async def test_a_loader_that_cannot_be_read_now_is_asked_for_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch, reason: str, status: int
+) -> None:
+    async def get(*names: str) -> LoadedFile:
+        raise Refused(reason, names[0])
+
+    monkeypatch.setattr(service.server._site.files, "get", get)
+
+    reply = await service.get("/boot/snponly.efi")
+
+    assert (reply.status, reason in reply.line) == (status, True)
+    assert ("Retry-After" in reply.headers) == (status == 503)
+
+
+async def test_without_descriptors_an_image_is_asked_for_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("bootd.http.site.os.open", full)
+
+    reply = await service.get("/kernel/52-54-00-12-34-56")
+
+    assert (reply.status, reply.headers["Retry-After"]) == (503, "2")

@@ -5,15 +5,17 @@ a time finish one after the other, and the last of them no later. iPXE and curl 
 ``Retry-After`` says and ask again, so they can be told to; firmware cannot, and is always admitted.
 
 Who waits is remembered by address. A free place goes to the one that is next: racks take turns, and
-within a rack the first to have come is first. Who is next but will only ask again later does not
+within a rack the boot that began first is first. Who is next but will only ask again later does not
 keep a place empty.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 LARGE: Final = 4 * 1024 * 1024
@@ -29,6 +31,9 @@ SOON: Final = 1.5
 """Seconds within which someone who waits must be due to have a place kept."""
 _FORGET: Final = 10.0
 _DECAY: Final = 0.98  # of the measured peak, per second: a link that became slower is noticed
+
+_Place = tuple[float, str]
+"""A time and who has it."""
 
 
 @dataclass(slots=True)
@@ -55,7 +60,10 @@ class _Waiting:
 
 
 class Admission:
-    """`limit` is ``http.max_image_transfers``, None to find it; `jitter` gives 0.0 to 1.0."""
+    """`limit` is ``http.max_image_transfers``, None to find it; `jitter` gives 0.0 to 1.0.
+
+    Ten thousand may wait, and each asks again and again: no question looks at all of them.
+    """
 
     def __init__(self, jitter: Callable[[], float], limit: int | None = None) -> None:
         self._jitter = jitter
@@ -63,6 +71,8 @@ class Admission:
         self._peak = 0.0
         self._racks: Counter[str] = Counter()
         self._waiting: dict[str, _Waiting] = {}
+        self._queues: dict[str, list[_Place]] = {}  # of each rack, the first to have come first
+        self._dues: list[_Place] = []  # of all, the next to ask again first
         self._mean = 5.0  # seconds that a transfer takes, smoothed
         self.active = 0
 
@@ -88,20 +98,23 @@ class Admission:
         """All transfers together moved `rate` bytes in the last second."""
         self._peak = max(rate, self._peak * _DECAY) if rate else self._peak
 
-    def ask(self, who: str, rack: str, *, patient: bool, now: float) -> Ticket | Wait:
-        """May `who` (an address), of that rack, begin? `patient`: it understands to wait."""
+    def ask(
+        self, who: str, rack: str, *, patient: bool, now: float, since: float | None = None
+    ) -> Ticket | Wait:
+        """May `who` (an address), of that rack, begin? `patient`: it understands to wait. `since`
+        is when it came, where that is earlier: a boot waits for its second file by its own age."""
         if not patient:
             return self._admit(rack, now)
         self._forget(now)
-        own = self._waiting.get(who) or _Waiting(rack, now, now)
-        ahead = self._ahead(own)
+        came = min(now, since) if since is not None else now
+        had = self._drop(who)
+        own = _Waiting(rack, min(came, had.since) if had is not None else came, now)
         free = self.limit - self.active
-        if sum(other.due <= now + SOON for other in ahead) < free:
-            self._waiting.pop(who, None)
+        if free > 0 and not self._kept_for_others(who, own, free, now):
             return self._admit(rack, now)
-        seconds = self._seconds(len(ahead) - free)
+        seconds = self._seconds(self._ahead(who, own) - free)
         own.due = now + seconds
-        self._waiting[who] = own
+        self._keep(who, own)
         return Wait(seconds)
 
     def leave(self, ticket: Ticket, now: float) -> None:
@@ -120,20 +133,49 @@ class Admission:
         self._racks[rack] += 1
         return Ticket(rack, True, now)
 
-    def _ahead(self, own: _Waiting) -> list[_Waiting]:
-        """Those whose turn is before `own`'s: fewer of their rack are served or before them."""
-        turns: dict[str, int] = dict(self._racks)
-        ordered = sorted(self._waiting.values(), key=lambda entry: entry.since)
-        places: list[tuple[int, float, _Waiting]] = []
-        mine = None
-        for entry in ordered:
-            turn = turns.get(entry.rack, 0)
-            turns[entry.rack] = turn + 1
-            places.append((turn, entry.since, entry))
-            if entry is own:
-                mine = (turn, entry.since)
-        mine = mine or (turns.get(own.rack, 0), own.since)
-        return [entry for turn, since, entry in places if (turn, since) < mine]
+    # ---- who waits -------------------------------------------------------------------------------
+
+    def _keep(self, who: str, entry: _Waiting) -> None:
+        self._waiting[who] = entry
+        insort(self._queues.setdefault(entry.rack, []), (entry.since, who))
+        insort(self._dues, (entry.due, who))
+
+    def _drop(self, who: str) -> _Waiting | None:
+        entry = self._waiting.pop(who, None)
+        if entry is None:
+            return None
+        queue = self._queues[entry.rack]
+        del queue[bisect_left(queue, (entry.since, who))]
+        if not queue:
+            del self._queues[entry.rack]
+        del self._dues[bisect_left(self._dues, (entry.due, who))]
+        return entry
+
+    def _forget(self, now: float) -> None:
+        while self._dues and self._dues[0][0] + _FORGET < now:
+            self._drop(self._dues[0][1])
+
+    def _turn(self, who: str, entry: _Waiting) -> tuple[int, float]:
+        """What decides who is next: fewer of its rack served or before it, then who came first."""
+        before = bisect_left(self._queues.get(entry.rack, []), (entry.since, who))
+        return self._racks[entry.rack] + before, entry.since
+
+    def _kept_for_others(self, who: str, own: _Waiting, free: int, now: float) -> bool:
+        """Whether those who are next, and about to ask again, take all that is free."""
+        mine = self._turn(who, own)
+        for _, other in self._dues[: bisect_right(self._dues, now + SOON, key=itemgetter(0))]:
+            free -= self._turn(other, self._waiting[other]) < mine
+            if free <= 0:
+                return True
+        return False
+
+    def _ahead(self, who: str, own: _Waiting) -> int:
+        """About how many of all who wait are next before `own`."""
+        turn, _ = self._turn(who, own)
+        return sum(
+            min(len(queue), max(turn - self._racks[rack], 0))
+            for rack, queue in self._queues.items()
+        )
 
     def _seconds(self, position: int) -> int:
         """When a place may be free for the one in that position, and then some, so that those who
@@ -141,8 +183,3 @@ class Admission:
         wait = self._mean * (max(position, 0) + 1) / max(self.limit, 1)
         spread = wait * (0.75 + 0.5 * self._jitter()) + 2 * self._jitter()
         return max(SHORTEST, min(LONGEST, round(spread)))
-
-    def _forget(self, now: float) -> None:
-        gone = [who for who, entry in self._waiting.items() if now > entry.due + _FORGET]
-        for who in gone:
-            del self._waiting[who]

@@ -71,6 +71,11 @@ class Denied(Refusal):
         super().__init__(403, reason, sentence)
 
 
+def not_now(reason: str, sentence: str, seconds: int = 2) -> Refusal:
+    """503 for what will pass, with ``Retry-After``: iPXE and curl ask again after that long."""
+    return Refusal(503, reason, sentence, {"Retry-After": str(seconds)})
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A request as handlers see it, with the registry that was current when it arrived.

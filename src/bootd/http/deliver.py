@@ -15,7 +15,13 @@ from aiohttp.abc import AbstractStreamWriter
 from bootd.http.answer import Answer, OpenFile, Pieces
 from bootd.http.head import FAILED, SERVER, head, status_of
 from bootd.http.ranges import Decision, Failed, Span, decide
-from bootd.http.send import Aborted, FileSource, MemorySource, Sender
+from bootd.http.send import (
+    Aborted,
+    FileSource,
+    MemorySource,
+    Sender,
+    acknowledged,
+)
 
 SMALL: Final = 64 * 1024
 """Bytes of a body that go into the transport's buffer together with the head."""
@@ -83,6 +89,10 @@ async def deliver(
             await _send_sized(request, first, answer.body, span, sender, moved)
     except Aborted as aborted:
         delivery.outcome = aborted.reason
+        lost = min(aborted.lost, delivery.sent)
+        delivery.sent -= lost
+        if answer.step is not None:
+            answer.step.sent -= lost
     except TimeoutError:
         delivery.outcome = "stalled"
     except ConnectionError:
@@ -150,6 +160,8 @@ async def _send_sized(
                 moved(len(chunk))
     async with asyncio.timeout(sender.stall):
         await writer.drain()
+    if isinstance(span, Span) and span.length > SMALL:
+        await acknowledged(transport, sender.stall)
 
 
 async def _send_past(

@@ -6,7 +6,8 @@ send on a duplicate of its socket, at most `TURN` bytes a turn and `ROUND` bytes
 transport must not be written to meanwhile. (docs/performance.md has what this measured.)
 
 What was promised is what is sent, or the connection is aborted: a file that has become shorter ends
-its transfer (`Aborted`), never as if it were whole (SECURITY.md C1).
+its transfer (`Aborted`), never as if it were whole (SECURITY.md C1). What counts as sent is what
+the client's kernel has acknowledged: megabytes fit into a socket whose client has left.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import socket
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -34,20 +38,66 @@ whole socket buffers in front of it would keep a DHCP answer for tens of millise
 MIN_COST: Final = 32 * 1024
 """Bytes that a turn counts for at least: a full socket costs time as well."""
 STALL: Final = 150.0
-"""Seconds without a byte taken after which a reader is let go."""
+"""Seconds without a byte acknowledged after which a reader is let go: less than the 180 s that a
+dead one may take, and far more than a switch or a disk holds an honest one up."""
+_LOOKS: Final = 4
+"""How often in that time a socket that takes nothing is asked what was acknowledged."""
 AHEAD: Final = 4 * 1024 * 1024
 """Bytes read ahead, in a thread, of a file that is not in the page cache."""
 _TOUCH: Final = 128 * 1024  # what the kernel reads at once where one byte is asked for
 _MAX_PIECES: Final = 64
+_TCP_CLOSE: Final = b"\x07"  # include/net/tcp_states.h
 
 
 class Aborted(ConnectionError):
     """A transfer that ended early. `reason`: ``aborted``, ``stalled``, ``short-file``,
-    ``io-error``."""
+    ``io-error``; `lost` is how many of the bytes that left never arrived."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, lost: int = 0) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.lost = lost
+
+
+class SocketLike(Protocol):
+    """A socket, or what a transport shows of its own."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        ...
+
+
+def unacknowledged(sock: SocketLike) -> int:
+    """Bytes that a TCP socket was given and its peer has not acknowledged (SIOCOUTQ, tcp(7)).
+
+    Of a connection that was reset: what never will be.
+    """
+    try:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:  # it is closed already
+        return 0
+
+
+async def acknowledged(transport: asyncio.BaseTransport, stall: float) -> None:
+    """Wait until the peer's kernel has all that was written. Raises `Aborted`."""
+    sock = transport.get_extra_info("socket")
+    loop = asyncio.get_running_loop()
+    left, pause, progress = unacknowledged(sock), 0.0005, loop.time()
+    while left:
+        await asyncio.sleep(pause)
+        if transport.is_closing() or _is_reset(sock):
+            raise Aborted("aborted", left)
+        before, left, now = left, unacknowledged(sock), loop.time()
+        if left < before:
+            progress = now
+        elif now - progress >= stall:
+            raise Aborted("stalled", left)
+        pause = min(2 * pause, 0.02)
+
+
+def _is_reset(sock: socket.socket) -> bool:
+    """The first byte of ``struct tcp_info`` is the connection's state."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
 
 
 class Source(Protocol):
@@ -195,6 +245,8 @@ class Sender:
                 self.ready(transfer)
                 try:
                     await transfer.done
+                except Aborted as aborted:
+                    raise Aborted(aborted.reason, unacknowledged(sock)) from None
                 finally:
                     transfer.stop()
         finally:
@@ -250,9 +302,10 @@ class _Transfer:
         self._left = count
         self._moved = moved
         self._progress = self._loop.time()
+        self._queued = 0
         self._waiting = False
         self.done: asyncio.Future[None] = self._loop.create_future()
-        self._watch = self._loop.call_later(sender.stall, self._check)
+        self._watch = self._loop.call_later(sender.stall / _LOOKS, self._check)
 
     def stop(self) -> None:
         """Touch the socket no more."""
@@ -313,11 +366,16 @@ class _Transfer:
             self._sender.ready(self)
 
     def _check(self) -> None:
-        due = self._progress + self._sender.stall
-        if self._loop.time() >= due:
+        # A socket has room again when much of what it holds is gone: on a slow link that takes
+        # longer than a reader may be silent.
+        queued, now = unacknowledged(self._sock), self._loop.time()
+        if queued < self._queued:
+            self._progress = now
+        self._queued = queued
+        if now >= self._progress + self._sender.stall:
             self._end("stalled")
         else:
-            self._watch = self._loop.call_at(due, self._check)
+            self._watch = self._loop.call_later(self._sender.stall / _LOOKS, self._check)
 
     def _end(self, reason: str) -> None:
         if not self.done.done():

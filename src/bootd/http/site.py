@@ -17,13 +17,14 @@ from bootd.boots.unknown import Unknown
 from bootd.boots.window import Owner, owner
 from bootd.files import LoaderFiles
 from bootd.http.admission import LARGE, Admission, Ticket, Wait
-from bootd.http.answer import Asked, NotFound, OpenFile, Refusal
+from bootd.http.answer import Asked, NotFound, OpenFile, Refusal, not_now
 from bootd.http.events import Events
 from bootd.model import Artefact, Image, Mac, Node, UnknownPolicy
 from bootd.overlay.cache import OverlayCache
 from bootd.registry import Registry
 
 _PATIENT: Final = ("iPXE/", "curl/")
+_SHORT_OF: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
@@ -74,8 +75,9 @@ class Site:
     def image_of(self, registry: Registry, node: Node, boot: Boot | None) -> Image | None:
         """The image that `node` gets in this boot."""
         if boot is not None:
+            name = (node.image or "").partition("@")[0]
             boot_id, image = self._pinned.get(boot.mac, ("", None))
-            if image is not None and boot_id == boot.id and image.name == node.image:
+            if image is not None and boot_id == boot.id and image.name == name:
                 return image
         return registry.images.get(node.image) if node.image is not None else None
 
@@ -83,25 +85,29 @@ class Site:
         """The public artefact with that SHA-256, of an active image."""
         if self._blobs is None or self._blobs[0] is not registry:
             public = (image for image in registry.images.values() if not image.secret)
-            found = {a.sha256: a for image in public for a in image.artefacts.values()}
+            found = {a.sha256: a for image in public for a in image.files()}
             self._blobs = (registry, found)
         return self._blobs[1].get(digest)
 
-    def place(self, asked: Asked, artefact: Artefact, node: Node | None) -> Ticket | None:
+    def place(
+        self, asked: Asked, artefact: Artefact, node: Node | None, boot: Boot | None
+    ) -> Ticket | None:
         """A place among the large transfers, for a file that is one. Raises `Refusal`: 503 with
         ``Retry-After``, which iPXE follows for ever (WIRE.md 3.2) and ``curl --retry`` as well."""
         if artefact.size < LARGE or asked.method != "GET":
             return None
         patient = asked.headers.get("User-Agent", "").startswith(_PATIENT)
         rack = node.tags.get("rack", "") if node is not None else ""
-        got = self.admission.ask(str(asked.peer), rack, patient=patient, now=asked.now)
+        got = self.admission.ask(
+            str(asked.peer),
+            rack,
+            patient=patient,
+            now=asked.now,
+            since=boot.started if boot is not None else None,
+        )
         if isinstance(got, Wait):
-            raise Refusal(
-                503,
-                "busy",
-                f"{self.admission.active} large transfers are under way: ask again",
-                {"Retry-After": str(got.seconds)},
-            )
+            sentence = f"{self.admission.active} large transfers are under way: ask again"
+            raise not_now("busy", sentence, got.seconds)
         return got
 
     async def open(self, artefact: Artefact) -> OpenFile:
@@ -126,6 +132,8 @@ def _open(artefact: Artefact) -> OpenFile:
     except OSError as exc:
         if exc.errno in (errno.ENOENT, errno.ENOTDIR):
             raise NotFound(f"the {name} of this image is gone from the server") from exc
+        if exc.errno in _SHORT_OF:
+            raise not_now("busy", "the server has too many files open: ask again") from exc
         raise Refusal(500, "io-error", f"the {name} of this image cannot be read") from exc
     try:
         regular = stat.S_ISREG(os.fstat(fd).st_mode)

@@ -18,6 +18,7 @@ from bootd.http.answer import (
     NotFound,
     Refusal,
     content_type,
+    not_now,
 )
 from bootd.http.ranges import http_date
 from bootd.http.routes import Public
@@ -41,7 +42,7 @@ async def artefact(
     found = image.artefacts.get(role) if image is not None else None
     if image is None or found is None:
         raise NotFound(f"this node's image has no {role}", "no-image")
-    answer = await _opened(site, asked, found, node)
+    answer = await _opened(site, asked, found, node, boot)
     answer.node = node.name
     if boot is not None and asked.method != "HEAD":
         answer.boot = boot.id
@@ -55,13 +56,15 @@ async def artefact(
     return answer
 
 
-async def _opened(site: Site, asked: Asked, found: Artefact, node: Node | None) -> Answer:
+async def _opened(
+    site: Site, asked: Asked, found: Artefact, node: Node | None = None, boot: Boot | None = None
+) -> Answer:
     etag = f'"{found.sha256}"'
     if asked.headers.get("If-None-Match") == etag:
         return Answer(body=(), type=BINARY, etag=etag, cache=REVALIDATE)  # a 304: nothing to open
     opened = await site.open(found)
     try:
-        ticket = site.place(asked, found, node)
+        ticket = site.place(asked, found, node, boot)
     except Refusal:
         opened.close()
         raise
@@ -94,7 +97,7 @@ async def blob(site: Site, asked: Asked, digest: str) -> Answer:
     found = site.blob(asked.registry, digest)
     if found is None:
         raise NotFound("no image that is active has a file with this digest")
-    answer = await _opened(site, asked, found, None)
+    answer = await _opened(site, asked, found)
     answer.cache = IMMUTABLE
     return answer
 
@@ -119,10 +122,10 @@ async def _loaded(site: Site, asked: Asked, names: tuple[str, ...], mac: Mac | N
     except files.NotFound:
         raise NotFound("there is no such file") from None
     except files.Refused as refused:
-        status = 503 if refused.reason == "changing" else 403
-        raise Refusal(
-            status, refused.reason, f"this file is not served: {refused.reason}"
-        ) from None
+        sentence = f"this file is not served: {refused.reason}"
+        if refused.transient:
+            raise not_now(refused.reason, f"{sentence}; ask again") from None
+        raise Denied(refused.reason, sentence) from None
     answer = Answer(
         body=(loaded.data,),
         type=content_type(names[0]),
