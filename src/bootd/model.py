@@ -348,7 +348,8 @@ class Overlay:
     """A whole overlay, read once; the site's files already shadow the distribution's.
 
     `delete` are paths that the node removes from its image; `when` fits the nodes that have
-    anything of the overlay. Equal digests mean equal overlays.
+    anything of the overlay. `on_change` are pairs of pattern and command: what a running node does
+    when a path that fits is new. Equal digests mean equal overlays.
     """
 
     name: str
@@ -357,6 +358,7 @@ class Overlay:
     delete: tuple[str, ...] = ()
     when: Condition | None = None
     description: str = ""
+    on_change: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,11 +476,19 @@ class ServerAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Initrd:
+    """One initial RAM disk: a word that names it for the boot loader, and its absolute URL."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class BootPlan:
     """Everything a boot script needs; templates see this and nothing else.
 
     `urls` maps ``kernel``, ``initramfs``, ``system``, ``fail``, ``script`` to absolute URLs.
-    `args` is the kernel command line without ``initrd=``.
+    `args` is the kernel command line without ``initrd=``. `method` is never ``auto``.
     """
 
     node: Node
@@ -491,6 +501,11 @@ class BootPlan:
     boot_id: str = ""
     secret: bool = False
     """True where the URLs carry a token, so the overlay may be fetched."""
+    initrds: tuple[Initrd, ...] = ()
+    """What the kernel is given after itself, in this order: later ones' files win."""
+    kernel_version: str = ""
+    reason: str = ""
+    """Why it is this method, for people."""
 
 
 class ConfigError(Exception):

@@ -6,17 +6,20 @@ is, and refused where it would be more than a part of its line (`templating.one_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Any, Final
 
+from bootd import methods
+from bootd.methods import NOBODY, Choice, Machine
 from bootd.model import (
     BootPlan,
     BootTarget,
     DhcpMode,
     Image,
+    Initrd,
     Mac,
     Method,
     Node,
@@ -35,6 +38,10 @@ MAX_COUNTDOWN: Final = 60
 _WORDS_OF_IPXE: Final = frozenset(("||", "&&"))
 
 
+class NotBootable(ScriptError):
+    """The node's image as it is now cannot be booted as the node says."""
+
+
 def template_name(node: Node) -> str:
     """The template that makes this node's iPXE script."""
     return LOCAL if node.boot is BootTarget.LOCAL else f"{node.template}.ipxe.j2"
@@ -48,12 +55,14 @@ def plan(
     *,
     token: str | None = None,
     boot_id: str = "",
+    machine: Machine = NOBODY,
 ) -> BootPlan:
     """What `node`, asking with `mac`, boots from `server`.
 
     With a `token` all URLs lead to this boot; without one they lead to what is public, and there is
-    none for the overlay. Raises `ScriptError` where the node has no image, or an argument that iPXE
-    would read as the end of the command.
+    none for the overlay. `machine` is what is known of who asks. Raises `ScriptError` where the
+    node has no image or one that it cannot boot (`NotBootable`), or an argument that iPXE would
+    read as the end of the command.
     """
     image = registry.images.get(node.image) if node.image is not None else None
     if image is None:
@@ -64,31 +73,63 @@ def plan(
             raise ScriptError(
                 f"node {node.name}: kernel argument {argument!r} would end iPXE's command there"
             )
+    choice = _choice(node, image, machine, token)
+    urls = _urls(image, choice, mac, server, token)
     return BootPlan(
         node=node,
         mac=mac,
         image=image,
         server=server,
-        method=Method.INITRAMFS if node.method is Method.AUTO else node.method,
+        method=choice.method,
         args=(
+            *methods.arguments(choice, image),
             *node.kernel_args,
             f"BOOTIF=01-{dashed(mac)}",
             f"bootd.node={node.name}",
             f"bootd.server={server.base}",
         ),
-        urls=MappingProxyType(_urls(image, mac, server, token)),
+        urls=MappingProxyType(urls),
         boot_id=boot_id,
         secret=token is not None,
+        initrds=tuple(_initrds(choice, image, urls)),
+        kernel_version=choice.kernel.version,
+        reason=choice.reason,
     )
 
 
-def _urls(image: Image, mac: Mac, server: ServerAddress, token: str | None) -> dict[str, str]:
+def _choice(node: Node, image: Image, machine: Machine, token: str | None) -> Choice:
+    try:
+        choice = methods.choose(node, image, machine)
+        if token is None and choice.method is Method.SQUASHFS:
+            return methods.without_token(node, image, choice)
+    except methods.MethodError as error:
+        raise NotBootable(f"node {node.name}: {error}") from None
+    return choice
+
+
+def _urls(
+    image: Image, choice: Choice, mac: Mac, server: ServerAddress, token: str | None
+) -> dict[str, str]:
     urls = {"script": f"{server.base}/ipxe/{dashed(mac)}"}
+    own = {"kernel"} if choice.kernel.initramfs is None else {"kernel", "initramfs"}
+    files = sorted(own | (image.artefacts.keys() - {"kernel", "initramfs"}))
     if token is None:
-        public = (role for role in image.artefacts if not image.secret)
+        public = files if not image.secret else []
         return urls | {role: f"{server.base}/{role}/{dashed(mac)}" for role in public}
-    roles = (*image.artefacts, "system", "up", "fail")
+    live = ["hook"] if choice.method is Method.SQUASHFS else []
+    roles = (*files, "system", *live, "up", "fail")
     return urls | {role: f"{server.base}/b/{token}/{role}" for role in roles}
+
+
+def _initrds(choice: Choice, image: Image, urls: Mapping[str, str]) -> Iterator[Initrd]:
+    """What the kernel unpacks, in order: the root or what fetches it, then what is the node's."""
+    live = choice.method is Method.SQUASHFS
+    root = "initramfs" if live or image.archive is None else "image"
+    if root in urls:
+        yield Initrd(root, urls[root])
+    node = "hook" if live else "system"
+    if node in urls:
+        yield Initrd("overlay", urls[node])
 
 
 def render_ipxe(plan: BootPlan, template: Template, *, why: str = "", ask: bool = False) -> str:
@@ -105,7 +146,10 @@ def render_ipxe(plan: BootPlan, template: Template, *, why: str = "", ask: bool 
             "image": plan.image,
             "server": plan.server,
             "method": plan.method.value,
+            "reason": plan.reason,
+            "kernel_version": plan.kernel_version,
             "args": plan.args,
+            "initrds": plan.initrds,
             "urls": plan.urls,
             "boot_id": plan.boot_id,
             "secret": plan.secret,
@@ -229,7 +273,7 @@ def check(registry: Registry, server: ServerAddress = _SAMPLE_SERVER) -> list[st
         if template is None:
             faults[f"node {node.name}: there is no template {template_name(node)}"] = None
             continue
-        shape = _shape(node)
+        shape = shape_of(node)
         if shape in seen:
             continue
         seen.add(shape)
@@ -240,7 +284,7 @@ def check(registry: Registry, server: ServerAddress = _SAMPLE_SERVER) -> list[st
     return list(faults)
 
 
-def _shape(node: Node) -> object:
+def shape_of(node: Node) -> object:
     """What of a node a script depends on, but for its name and addresses, which every node has and
     which are valid by their types: ten thousand nodes are a few dozen scripts."""
     return (
@@ -271,8 +315,24 @@ def _try(registry: Registry, node: Node, server: ServerAddress, template: Templa
     if node.image not in registry.images:
         return
     for token in (_SAMPLE_TOKEN, None):
-        made = plan(registry, node, mac, server, token=token, boot_id="0" * 16)
+        try:
+            made = plan(registry, node, mac, server, token=token, boot_id="0" * 16)
+        except NotBootable:
+            return  # as with a missing image: it waits, `unbootable` says why
         render_ipxe(made, template, why="check", ask=True)
+
+
+def unbootable(registry: Registry, server: ServerAddress = _SAMPLE_SERVER) -> list[str]:
+    """Why nodes would wait instead of booting, as sentences: their images are missing, or cannot be
+    booted as the nodes say. No fault of the files: the next import may mend it."""
+    found = []
+    for node in registry.nodes.values():
+        if node.boot is not BootTarget.LOCAL:
+            try:
+                plan(registry, node, _SAMPLE_MAC, server, token=_SAMPLE_TOKEN)
+            except ScriptError as error:
+                found.append(str(error))
+    return found
 
 
 def _check_compiled(registry: Registry, faults: dict[str, None]) -> None:
