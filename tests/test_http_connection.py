@@ -131,6 +131,20 @@ async def test_a_body_is_refused_not_read(service: Service) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize("turns", range(7))
+async def test_a_large_body_is_told_what_it_is_whenever_it_comes(
+    service: Service, turns: int
+) -> None:
+    reader, writer = await service.connect()
+    writer.write(b"POST /b/x/fail HTTP/1.1\r\nHost: x\r\nContent-Length: 67108864\r\n\r\n")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    writer.write(bytes(200_000))
+
+    assert (await read_reply(reader)).status == 413
+    writer.close()
+
+
 async def test_an_empty_body_is_none(service: Service) -> None:
     service.discover()
     token = await service.token()

@@ -91,13 +91,14 @@ class Connections:
 class Connection(RequestHandler):
     """See the module. `ended` is true when the client has closed its side."""
 
-    __slots__ = ("_book", "_due", "_partial", "_working", "ended")
+    __slots__ = ("_book", "_coming", "_due", "_partial", "_working", "ended")
 
     def __init__(self, manager: web.Server, book: Connections, **options: Any) -> None:
         super().__init__(manager, **options)
         self._book = book
         self._due: asyncio.TimerHandle | None = None
         self._partial = 0
+        self._coming = 0  # complete headers whose answer has not begun; aiohttp's queue is shorter
         self._working = False
         self.ended = False
 
@@ -108,6 +109,7 @@ class Connection(RequestHandler):
 
     def begin(self) -> None:
         """The server begins to answer a request."""
+        self._coming = max(self._coming - 1, 0)
         self._working = True
         self._book.busy(self)
 
@@ -142,9 +144,10 @@ class Connection(RequestHandler):
         before = self.queued
         super().data_received(data)
         if self.queued > before:
+            self._coming += self.queued - before
             self._partial = 0
             self._disarm()
-        elif data and not self.queued:
+        elif data and not self._coming:
             self._partial += len(data)
             self._arm()
             if self._partial > MAX_HEADER_BYTES:
