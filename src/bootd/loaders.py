@@ -126,10 +126,14 @@ def boot_path(mac: Mac, arch: int, choice: str = "auto") -> str | None:
 
 
 def _companions(platform: _Platform) -> Mapping[str, tuple[str, ...]]:
-    """What shim asks for beside itself: its second stage and MokManager."""
+    """What shim asks for beside itself: its second stage, MokManager and its fallback."""
     grub, mok = f"grub{platform.efi}.efi", f"mm{platform.efi}.efi"
-    grubnet = f"grubnet{platform.efi}.efi"
-    return {grub: (grub, grubnet, f"{grubnet}.signed"), mok: (mok, f"{mok}.signed")}
+    grubnet, fallback = f"grubnet{platform.efi}.efi", f"fb{platform.efi}.efi"
+    return {
+        grub: (grub, grubnet, f"{grubnet}.signed"),
+        mok: (mok, f"{mok}.signed"),
+        fallback: (fallback, f"{fallback}.signed"),
+    }
 
 
 def _by_first_name() -> Mapping[str, tuple[str, ...]]:
@@ -179,7 +183,7 @@ class PxelinuxConfig:
 
 @dataclass(frozen=True, slots=True)
 class GrubConfig:
-    """``grub/grub.cfg-01-{mac}``, or ``grub/grub.cfg`` for whoever asks."""
+    """``grub/grub.cfg-01-{mac}``, or ``grub/grub.cfg`` for whoever asks: their address tells."""
 
     mac: Mac | None = None
 
@@ -247,12 +251,16 @@ def route(path: str) -> Target:
     return _beneath(mac, rest) if mac is not None else _at_root(cleaned)
 
 
+# Where builds of GRUB look for their configuration: ``/grub`` in Debian's and Ubuntu's for the
+# network, the loader's own folder in Red Hat's, ``EFI/{vendor}`` in those made for disks.
+_GRUB_FOLDER: Final = re.compile(r"(?:|grub2?|boot/grub2?|EFI/[^/]+)", re.ASCII | re.IGNORECASE)
+_BY_ADDRESS: Final = re.compile(r"grub\.cfg-[0-9A-F]{8}", re.ASCII | re.IGNORECASE)
+
+
 def _at_root(path: str) -> Target:
     if path == "autoexec.ipxe":
         return Autoexec()
-    if path in ("grub/grub.cfg", "grub.cfg"):
-        return GrubConfig()
-    named = _config_of(path)
+    named = _config_of(path, None)
     if named is not None:
         return named
     return Loader(path) if path in _CANDIDATES else Static(path)
@@ -262,20 +270,23 @@ def _beneath(mac: Mac, path: str) -> Target:
     """A path in the folder of one machine. GRUB and PXELINUX take that folder for their prefix."""
     if path == "autoexec.ipxe":
         return Autoexec(mac)
-    if path in ("grub/grub.cfg", "grub.cfg"):
-        return GrubConfig(mac)
     if path == "pxelinux.cfg/default":
         return PxelinuxConfig(mac)
-    return _config_of(path) or Loader(path, mac)
+    return _config_of(path, mac) or Loader(path, mac)
 
 
-def _config_of(path: str) -> PxelinuxConfig | GrubConfig | Refused | None:
-    """The per-machine names of PXELINUX and GRUB: ``01`` is ARP's type of Ethernet."""
+def _config_of(path: str, mac: Mac | None) -> PxelinuxConfig | GrubConfig | Refused | None:
+    """A configuration of PXELINUX or GRUB, in `mac`'s folder where that is not None. In a
+    machine's own name ``01`` is ARP's type of Ethernet."""
     folder, _, name = path.rpartition("/")
     if folder == "pxelinux.cfg" and name.startswith("01-"):
         kind: type[PxelinuxConfig | GrubConfig] = PxelinuxConfig
         text = name.removeprefix("01-")
-    elif folder in ("", "grub") and name.startswith("grub.cfg-01-"):
+    elif not name.startswith("grub.cfg") or not _GRUB_FOLDER.fullmatch(folder):
+        return None
+    elif name == "grub.cfg" or _BY_ADDRESS.fullmatch(name):
+        return GrubConfig(mac)
+    elif name.startswith("grub.cfg-01-"):
         kind, text = GrubConfig, name.removeprefix("grub.cfg-01-")
     else:
         return None
@@ -299,3 +310,50 @@ def optional(path: str) -> bool:
     """
     folder, _, name = path.rpartition("/")
     return folder.endswith("pxelinux.cfg") or _OPTIONAL.fullmatch(name) is not None
+
+
+# ---- what HTTP has routes of its own for ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BootFile:
+    """``b/{token}/{part}``: a part of one boot. The token is not checked yet."""
+
+    token: str
+    part: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """``kernel/{mac}`` and its like: a file of the node's image, without a token."""
+
+    role: str
+    mac: Mac
+
+
+IMAGE_ROLES: Final = frozenset(("kernel", "initramfs", "image", "squashfs"))
+
+
+def boot_file(path: str) -> BootFile | ImageFile | None:
+    """What of HTTP's boot routes a TFTP path asks for: loaders without HTTP fetch kernels so.
+
+    PXELINUX puts the folder that it came from, a machine's, in front of what it asks for.
+    """
+    cleaned = clean(path)
+    parts = cleaned.split("/") if isinstance(cleaned, str) else []
+    if len(parts) > 2 and _mac(parts[0]) is not None:
+        del parts[0]
+    match parts:
+        case ["b", token, part]:
+            return BootFile(token, part)
+        case [role, name] if role in IMAGE_ROLES:
+            mac = _mac(name)
+            return ImageFile(role, mac) if mac is not None else None
+    return None
+
+
+def _mac(text: str) -> Mac | None:
+    try:
+        return parse_mac(text)
+    except ValueError:
+        return None

@@ -14,7 +14,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address
 from typing import Any, Final
 
-from bootd.model import Arch, ClientKind, Mac
+from bootd.model import Arch, ClientKind, Image, Mac, Node
+from bootd.registry import Registry
 
 MAX_STEPS: Final = 64
 """Steps kept of one boot; past it the oldest but the first eight go."""
@@ -90,6 +91,9 @@ class Boot:
     ended: float | None = None
     window: float = 0.0
     """Monotonic time until which a token may be given out (PRODUCT.md, Identity and secrets)."""
+    image: Image | None = None
+    """The generation that this boot's script was made for, and which it keeps: a kernel of one and
+    an initramfs of the next do not fit."""
     server: str = ""
     """``http://10.0.0.1:9873``: where the machine found us."""
     given: dict[str, str] = field(default_factory=dict)
@@ -108,6 +112,13 @@ class Boot:
         if self.outcome == "failed":
             return Stage.FAIL
         return max((step.stage for step in self.steps), key=_ORDER.__getitem__, default=Stage.DHCP)
+
+    def image_of(self, registry: Registry, node: Node) -> Image | None:
+        """The image that `node` gets in this boot."""
+        kept = self.image
+        if kept is not None and kept.name == (node.image or "").partition("@")[0]:
+            return kept
+        return registry.images.get(node.image) if node.image is not None else None
 
     def reached(self, stage: Stage) -> bool:
         """True where a step of this stage or a later one was seen."""

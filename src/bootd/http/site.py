@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Final, Protocol
 
+from bootd.boots.gate import Gate
+from bootd import methods
 from bootd.boots.timeline import Boot, Boots
 from bootd.boots.unknown import Unknown
 from bootd.boots.window import Owner, owner
@@ -23,7 +25,7 @@ from bootd.model import Artefact, Image, Mac, Node, UnknownPolicy
 from bootd.overlay.cache import OverlayCache
 from bootd.registry import Registry
 
-_PATIENT: Final = ("iPXE/", "curl/")
+_PATIENT: Final = ("iPXE/", "curl/", "bootd/")
 _SHORT_OF: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
@@ -50,8 +52,12 @@ class Site:
     disk: Executor
     admission: Admission
     events: Events
-    _pinned: dict[Mac, tuple[str, Image]] = field(default_factory=dict)
+    gate: Gate = field(init=False)
+    """Tokens and addresses, by the same rules as TFTP's."""
     _blobs: tuple[Registry, dict[str, Artefact]] | None = None
+
+    def __post_init__(self) -> None:
+        self.gate = Gate(self.boots, self.keys, self.net.neighbour)
 
     def owner_of(self, asked: Asked, mac: Mac) -> Owner:
         """Who has the client's address on the link, as seen from `mac`."""
@@ -65,21 +71,12 @@ class Site:
             return None
         return boot
 
-    # A boot keeps the generation that its script was made for: a kernel of one and an initramfs of
-    # the next do not fit. Bounded by the MAC addresses of nodes.
-
-    def pin(self, boot: Boot, image: Image) -> None:
-        """This boot's script named the files of `image`."""
-        self._pinned[boot.mac] = (boot.id, image)
-
     def image_of(self, registry: Registry, node: Node, boot: Boot | None) -> Image | None:
-        """The image that `node` gets in this boot."""
+        """The image that `node` gets, in this boot where there is one."""
         if boot is not None:
-            name = (node.image or "").partition("@")[0]
-            boot_id, image = self._pinned.get(boot.mac, ("", None))
-            if image is not None and boot_id == boot.id and image.name == name:
-                return image
-        return registry.images.get(node.image) if node.image is not None else None
+            return boot.image_of(registry, node)
+        image = registry.images.get(node.image) if node.image is not None else None
+        return methods.files_for(node, image) if image is not None else None
 
     def blob(self, registry: Registry, digest: str) -> Artefact | None:
         """The public artefact with that SHA-256, of an active image."""

@@ -7,7 +7,7 @@ from typing import Final
 import structlog
 
 from bootd import metrics, scripts
-from bootd.boots import tokens, window
+from bootd.boots import window
 from bootd.boots.timeline import Boot, Stage
 from bootd.http.answer import Answer, Asked
 from bootd.http.site import Site, node_of
@@ -73,13 +73,10 @@ def _unhex(text: str) -> str:
 
 def _with(site: Site, asked: Asked, node: Node, boot: Boot) -> str:
     """The script that may fetch secrets, for a boot whose window is open."""
-    if boot.address is None:
-        boot.address = asked.peer  # the link vouched for it
-    expires = int(boot.window + site.boots.offset) + 1
-    token = tokens.mint(site.keys[0], tokens.Claims(boot.mac, boot.id, asked.peer, expires))
+    token = site.gate.token(boot, asked.peer)
     plan = scripts.plan(asked.registry, node, boot.mac, asked.server, token=token, boot_id=boot.id)
     text = scripts.render_ipxe(plan, asked.registry.templates[scripts.template_name(node)])
-    site.pin(boot, plan.image)
+    boot.image = plan.image
     return text
 
 
