@@ -8,7 +8,8 @@ that needs one built with live-boot or dracut's livenet, and about a third of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final
 
 from bootd.model import Image, Kernel, Method, Node
@@ -73,6 +74,24 @@ def choose(node: Node, image: Image, machine: Machine = NOBODY) -> Choice:
         return Choice(Method.INITRAMFS, kernel, cannot)
     method, reason = _by_size(image, image.archive.size, _known(node, machine))
     return Choice(method, kernel, reason)
+
+
+def narrowed(image: Image, kernel: Kernel) -> Image:
+    """`image` with this kernel's files as its ``kernel`` and ``initramfs``."""
+    own = {"kernel": kernel.kernel}
+    if kernel.initramfs is not None:
+        own["initramfs"] = kernel.initramfs
+    rest = {r: a for r, a in image.artefacts.items() if r not in ("kernel", "initramfs")}
+    if own | rest == image.artefacts and kernel.version == (image.kernel_version or ""):
+        return image
+    artefacts = MappingProxyType(own | rest)
+    return replace(image, artefacts=artefacts, kernel_version=kernel.version or None)
+
+
+def files_for(node: Node, image: Image) -> Image:
+    """`image` with the files of the kernel that `node` names; as it is where it has none such."""
+    kernel = image.kernel_for(node.kernel_version) if node.kernel_version else None
+    return narrowed(image, kernel) if kernel is not None else image
 
 
 def without_token(node: Node, image: Image, choice: Choice) -> Choice:

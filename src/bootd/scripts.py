@@ -74,6 +74,7 @@ def plan(
                 f"node {node.name}: kernel argument {argument!r} would end iPXE's command there"
             )
     choice = _choice(node, image, machine, token)
+    image = methods.narrowed(image, choice.kernel)
     urls = _urls(image, choice, mac, server, token)
     return BootPlan(
         node=node,
@@ -111,13 +112,11 @@ def _urls(
     image: Image, choice: Choice, mac: Mac, server: ServerAddress, token: str | None
 ) -> dict[str, str]:
     urls = {"script": f"{server.base}/ipxe/{dashed(mac)}"}
-    own = {"kernel"} if choice.kernel.initramfs is None else {"kernel", "initramfs"}
-    files = sorted(own | (image.artefacts.keys() - {"kernel", "initramfs"}))
     if token is None:
-        public = files if not image.secret else []
+        public = (role for role in image.artefacts if not image.secret)
         return urls | {role: f"{server.base}/{role}/{dashed(mac)}" for role in public}
     live = ["hook"] if choice.method is Method.SQUASHFS else []
-    roles = (*files, "system", *live, "up", "fail")
+    roles = (*image.artefacts, "system", *live, "up", "fail")
     return urls | {role: f"{server.base}/b/{token}/{role}" for role in roles}
 
 

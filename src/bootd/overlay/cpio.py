@@ -178,6 +178,15 @@ def archive(entries: Iterable[Entry], *, trailer: bool = True) -> bytes:
     return b"".join(segments(entries, trailer=trailer))
 
 
+def around(path: str, mode: int, size: int) -> tuple[bytes, bytes]:
+    """What goes before and after `size` bytes that are the content of a file in an archive without
+    a trailer. Its parent directories are not added. Raises `CpioError`."""
+    entry = Entry(path, mode)
+    if size > MAX_SIZE:
+        raise CpioError(f"{path!r} has {size} bytes; a newc archive holds at most {MAX_SIZE}")
+    return _header(entry, 1, 1, size), _PADDING[size % 4]
+
+
 def _hardlinks(ordered: list[Entry]) -> dict[str, list[str]]:
     """Hard link groups to their paths; one inode has one content, mode and owner."""
     groups: dict[str, list[Entry]] = {}
