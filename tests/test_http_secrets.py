@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from bootd import loaders
 from bootd.boots.tokens import Claims, mint
-from bootd.model import SecuritySettings
+from bootd.http.routes import (
+    FIXED,
+    PARTS,
+    ROLES,
+    STAGES,
+    BootPart,
+    File,
+    Fixed,
+    Provision,
+    Public,
+    Route,
+    Runtime,
+    route,
+)
+from bootd.model import HttpSettings, SecuritySettings
 from tests.http_site import (
     HERE,
     HOUR,
@@ -242,37 +258,100 @@ async def test_secrets_may_not_be_stored_by_caches(service: Service) -> None:
     assert (await service.get(f"/b/{token}/system")).headers["Cache-Control"] == "no-store"
 
 
+DASHED = "52-54-00-12-34-56"
+PUBLIC = {
+    "/healthz": 200,
+    f"/ipxe/{DASHED}": 200,
+    f"/provision?wwid={DASHED}": 200,
+    f"/kernel/{DASHED}": 200,
+    f"/initramfs/{DASHED}": 200,
+    "/blob/sha256/{digest}": 200,
+    "/boot/snponly.efi": 200,
+    f"/{DASHED}/snponly.efi": 200,
+    f"/{DASHED}/autoexec.ipxe": 200,
+    "/autoexec.ipxe": 200,
+    f"/kernel?wwid={DASHED}": 200,
+    f"/initramfs?wwid={DASHED}": 200,
+    f"/ipxe?wwid={DASHED}": 200,
+}
+"""Everything that may be read without a token, and with what status."""
+CLOSED = [
+    *(f"/{part}/{DASHED}" for part in ("image", "squashfs", "system", "runtime")),
+    f"/runtime/{DASHED}/report",
+    f"/provision/{DASHED}?stage=system",
+    *(f"/{stage}?wwid={DASHED}" for stage in STAGES if f"/{stage}?wwid={DASHED}" not in PUBLIC),
+    *(f"/b/{'A' * 52}/{part}" for part in PARTS),
+    *(f"/{name}" for name in FIXED if name != "healthz"),
+    "/",
+    "/ipxe/no-mac",
+    f"/pxelinux.cfg/01-{DASHED}",
+    f"/grub/grub.cfg-01-{DASHED}",
+    f"/boot/b/{'A' * 52}/kernel",
+    "/files/etc/key",
+    "/overlays/keys/etc/key",
+    "/keys",
+    "/nodes.yaml",
+    "/bootd.yaml",
+]
+
+
+def kinds(asking: Route) -> tuple[str, object]:
+    """What of a route decides who may have it."""
+    match asking:
+        case BootPart(_, part):
+            return ("BootPart", part)
+        case Provision(stage, _):
+            return ("Provision", stage)
+        case Public(role, _):
+            return ("Public", role)
+        case Runtime(_, report):
+            return ("Runtime", report)
+        case Fixed(name):
+            return ("Fixed", name)
+        case File(target):
+            return ("File", type(target).__name__)
+    return (type(asking).__name__, None)
+
+
+def test_every_route_is_on_the_list() -> None:
+    """A new route, or a new part of one, fails here until somebody decides who may read it."""
+    parts: dict[str, Iterable[object]] = {
+        "BootPart": PARTS,
+        "Provision": STAGES.values(),
+        "Public": ROLES,
+        "Runtime": (False, True),
+        "Fixed": (*FIXED, "index"),
+        "File": [kind.__name__ for kind in get_args(loaders.Target) if kind is not loaders.Refused],
+    }
+    there = {
+        (kind.__name__, part)
+        for kind in get_args(Route)
+        for part in parts.get(kind.__name__, [None])
+    }
+
+    listed = {kinds(route(path.replace("{digest}", "0" * 64))) for path in (*PUBLIC, *CLOSED)}
+
+    assert listed == there
+
+
 async def test_everything_that_may_be_read_without_a_token_is_on_this_list(
-    service: Service,
+    tmp_path: Path,
 ) -> None:
     """Every route, unauthenticated, while a node boots: nothing secret comes."""
-    service.discover(MAC, address=IPv4Address(ELSEWHERE))
-    digest = service.registry.images["debian"].artefacts["kernel"].sha256
-    mac = "52-54-00-12-34-56"
-    public = {
-        "/healthz": 200,
-        f"/ipxe/{mac}": 200,
-        f"/kernel/{mac}": 200,
-        f"/initramfs/{mac}": 200,
-        f"/blob/sha256/{digest}": 200,
-        "/boot/snponly.efi": 200,
-        f"/{mac}/snponly.efi": 200,
-        f"/{mac}/autoexec.ipxe": 200,
-        "/autoexec.ipxe": 200,
-    }
-    closed = [f"/{part}/{mac}" for part in ("image", "squashfs", "system", "runtime", "provision")]
-    closed += ["/files/etc/key", "/overlays/keys/etc/key", "/keys", "/nodes.yaml", "/bootd.yaml"]
-    closed += [f"/b/{'A' * 52}/{part}" for part in ("kernel", "system", "runtime", "up", "fail")]
-
-    for path, status in public.items():
-        reply = await service.get(path)
-        assert reply.status == status, path
-        assert SECRET not in reply.body
-        assert b"/b/" not in reply.body
-    for path in closed:
-        reply = await service.get(path)
-        assert reply.status in (403, 404), path
-        assert SECRET not in reply.body
+    closed_to_all = HttpSettings(port=0, admin_networks=())
+    async with serving(tmp_path, http=closed_to_all) as service:
+        service.discover(MAC, address=IPv4Address(ELSEWHERE))
+        service.change(overlays_runtime=("keys",))
+        digest = service.registry.images["debian"].artefacts["kernel"].sha256
+        for path, status in PUBLIC.items():
+            reply = await service.get(path.replace("{digest}", digest))
+            assert reply.status == status, path
+            assert SECRET not in reply.body
+            assert b"/b/" not in reply.body
+        for path in CLOSED:
+            reply = await service.get(path)
+            assert reply.status in (400, 401, 403, 404), path
+            assert SECRET not in reply.body
 
 
 async def test_a_node_with_an_asset_key_must_say_it(service: Service) -> None:

@@ -11,6 +11,7 @@ Each function returns an empty string or a reason, one word; `SENTENCES` says it
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -111,20 +112,47 @@ def admit(boot: Boot, claims: Claims, peer: IPv4Address, link: Link, now: float)
 def identity(node: Node, *, uuid: str, serial: str, asset_key: str, required: bool) -> str:
     """Whether what a machine says of itself is what its node names.
 
-    `required`: a node without an asset key is given nothing (``security.asset_key``). Compared in
-    constant time.
+    `required`: a node without an asset key is given nothing (``security.asset_key``).
     """
+    return (
+        wrong_key(node, asset_key, required=required)
+        or wrong_uuid(node, uuid)
+        or ("" if _same(node.serial, serial) else "wrong-serial")
+    )
+
+
+def wrong_key(node: Node, said: str, *, required: bool) -> str:
+    """Whether `said` is not the node's asset key."""
     if required and not node.asset_key:
         return "no-asset-key"
-    if not _same(node.asset_key, asset_key):
-        return "wrong-asset-key"
-    if node.uuid and not _same(node.uuid.lower(), uuid.lower()):
-        return "wrong-uuid"
-    return "" if _same(node.serial, serial) else "wrong-serial"
+    return "" if _same(node.asset_key, said) else "wrong-asset-key"
+
+
+def wrong_uuid(node: Node, said: str) -> str:
+    """Whether `said` is not the node's UUID, however it is written.
+
+    SMBIOS before 2.6 did not say in which order the first three fields' bytes stand (DSP0134,
+    section 7.2.1), so firmware, iPXE and dmidecode may each show one machine's UUID in another:
+    both are taken.
+    """
+    if not node.uuid:
+        return ""
+    wanted, given = (_PUNCTUATION.sub("", text.lower()) for text in (node.uuid, said))
+    swapped = "".join(given[at : at + 2] for at in _SWAPPED)
+    return "" if any([_same(wanted, form) for form in (given, swapped)]) else "wrong-uuid"
+
+
+_PUNCTUATION: Final = re.compile(r"^urn:uuid:|[{}\s-]", re.ASCII)
+_SWAPPED: Final = (6, 4, 2, 0, 10, 8, 14, 12, *range(16, 32, 2))
+"""Where the digits of each byte stand when the first three fields are little-endian."""
 
 
 def _same(wanted: str | None, said: str) -> bool:
-    return not wanted or hmac.compare_digest(wanted.encode(), said.encode())
+    """In constant time. Vendors pad SMBIOS strings with spaces, which no tool shows: at the ends
+    they do not count."""
+    if not wanted:
+        return True
+    return hmac.compare_digest(wanted.strip().encode(), said.strip().encode())
 
 
 def _closed(boot: Boot, now: float) -> str:

@@ -80,11 +80,13 @@ def not_now(reason: str, sentence: str, seconds: int = 2) -> Refusal:
 class Asked:
     """A request as handlers see it, with the registry that was current when it arrived.
 
-    `now` is monotonic; `server` is our address as this client reaches it.
+    `now` is monotonic; `server` is our address as this client reaches it, `port` the one that the
+    client sends from.
     """
 
     method: str
     peer: IPv4Address
+    port: int
     server: ServerAddress
     registry: Registry
     now: float

@@ -22,8 +22,19 @@ MAX_TARGET: Final = 4096
 
 ROLES: Final = ("kernel", "initramfs", "image", "squashfs")
 """Files of an image, as they are named in URLs."""
-PARTS: Final = (*ROLES, "system", "up", "fail")
+PARTS: Final = (*ROLES, "system", "hook", "runtime", "up", "fail")
 """What stands behind ``/b/{token}/``."""
+STAGES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **{stage: stage for stage in ("ipxe", "grub", "system", "runtime", *ROLES)},
+        "overlay-system": "system",
+        "overlay-runtime": "runtime",
+        "container": "image",
+        "provision": "",
+    }
+)
+"""Warewulf's routes, the older names too, and what they are called here; ``provision`` is whatever
+its query says."""
 FIXED: Final = ("healthz", "status", "metrics", "events")
 
 
@@ -59,6 +70,22 @@ class Public:
 
 
 @dataclass(frozen=True, slots=True)
+class System:
+    """``/system/{mac}``: Warewulf's route. Nothing is checked yet."""
+
+    mac: Mac
+
+
+@dataclass(frozen=True, slots=True)
+class Provision:
+    """Warewulf's other ways to name a machine and a stage, one of the values of `STAGES`; where it
+    is empty or `mac` None, the query says it."""
+
+    stage: str
+    mac: Mac | None
+
+
+@dataclass(frozen=True, slots=True)
 class Blob:
     """``/blob/sha256/{digest}``: 64 hex digits, lower case."""
 
@@ -89,7 +116,7 @@ class Bad:
     sentence: str
 
 
-Route = Script | BootPart | Runtime | Public | Blob | File | Fixed | Bad
+Route = Script | BootPart | Runtime | System | Provision | Public | Blob | File | Fixed | Bad
 
 _ABSOLUTE: Final = re.compile(r"https?://[^/?#]*", re.ASCII | re.IGNORECASE)
 _ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -158,6 +185,14 @@ def _named(parts: list[str], path: str) -> Route:
             return Bad(404, "not-found", "a blob is /blob/sha256/ and 64 hex digits in lower case")
         case [name] if name in FIXED:
             return Fixed(name)
+        case ["system", name]:
+            mac = _mac(name)
+            return System(mac) if mac is not None else _bad("not-a-mac")
+        case [stage] if stage in STAGES:
+            return Provision(STAGES[stage], None)
+        case ["provision" | "container" | "overlay-system" | "overlay-runtime" as stage, name]:
+            mac = _mac(name)
+            return Provision(STAGES[stage], mac) if mac is not None else _bad("not-a-mac")
         case ["boot", _, *_]:
             return _file(path.removeprefix("boot/"))
     return _file(path)

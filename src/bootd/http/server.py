@@ -33,6 +33,7 @@ from bootd.http.handlers.boot import part
 from bootd.http.handlers.files import blob, public, shared
 from bootd.http.handlers.runtime import runtime
 from bootd.http.handlers.script import script
+from bootd.http.handlers.warewulf import resolve, system
 from bootd.http.protocol import Connection, Connections, ConnectionServer, max_connections
 from bootd.http.routes import (
     Bad,
@@ -40,10 +41,12 @@ from bootd.http.routes import (
     BootPart,
     File,
     Fixed,
+    Provision,
     Public,
     Route,
     Runtime,
     Script,
+    System,
     route,
     split_target,
 )
@@ -210,6 +213,7 @@ class HttpServer:
         return Asked(
             method=request.method,
             peer=_address(connection.peername[0]),
+            port=cast(int, connection.peername[1]),
             server=self._server_for(connection),
             registry=registry,
             now=now,
@@ -247,6 +251,10 @@ class HttpServer:
                 return await part(site, asked, asking)
             case Runtime():
                 return await runtime(site, asked, asking)
+            case System(mac):
+                return await system(site, asked, mac)
+            case Provision():
+                return await self._answer(asked, resolve(site, asked, asking))
             case Public():
                 return await public(site, asked, asking)
             case Blob(digest):

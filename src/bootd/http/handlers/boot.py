@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from typing import Final
 
 import structlog
 
-from bootd import metrics
+from bootd import hooks, metrics
 from bootd.boots import nodekeys, tokens, window
 from bootd.boots.timeline import Boot, Stage
-from bootd.http.answer import BINARY, TEXT, Answer, Asked, Denied, Refusal
+from bootd.http.answer import BINARY, TEXT, Answer, Asked, Denied, NotFound
 from bootd.http.handlers.files import artefact
+from bootd.http.handlers.overlays import overlay, refuse_plain, secure
 from bootd.http.routes import BootPart
 from bootd.http.site import Site
-from bootd.model import Node, ServerAddress, dashed
+from bootd.model import Node, dashed
 from bootd.overlay import cpio
-from bootd.overlay.template import RenderError
 
 log = structlog.get_logger()
 
@@ -36,7 +35,11 @@ async def part(site: Site, asked: Asked, route: BootPart) -> Answer:
     elif route.part == "fail":
         answer = _fail(site, asked, node, boot)
     elif route.part == "system":
-        answer = await _overlay(site, asked, route.token, node, boot)
+        answer = await _system(site, asked, route.token, node, boot)
+    elif route.part == "hook":
+        answer = await _hook(site, asked, route.token, node, boot)
+    elif route.part == "runtime":
+        answer = await _runtime(site, asked, node, boot)
     else:
         image = site.image_of(asked.registry, node, boot)
         answer = await artefact(site, asked, image, route.part, node, boot)
@@ -71,30 +74,51 @@ def _denied(reason: str) -> Denied:
     return Denied(reason, window.SENTENCES[reason])
 
 
-async def _overlay(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> Answer:
+async def _system(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> Answer:
     """One newc stream: this boot's own files, then the node's archive with the trailer."""
-    try:
-        archive = await site.overlays.get(asked.registry, node, "system", asked.server)
-    except RenderError as error:
-        log.error("overlay.failed", node=node.name, boot=boot.id, reason=str(error))
-        raise Refusal(500, "overlay", f"the overlay does not render: {error}") from None
-    own = _own_files(site, asked.server, token, node, boot)
-    pieces = (own, *archive.segments)
-    digest = hashlib.sha256(own + archive.etag.encode()).hexdigest()
-    answer = Answer(body=pieces, type=BINARY, etag=f'"{digest}"')
+    own = _own_files(site, asked, token, node, boot)
+    answer, digest = await overlay(site, asked, node, "system", own)
     if asked.method == "GET":
-        boot.server, boot.given["system"] = asked.server.base, archive.etag
+        boot.server, boot.given["system"] = asked.server.base, digest
         answer.step = site.boots.begin(boot.mac, Stage.OVERLAY, asked.now, size=answer.size)
     return answer
 
 
-def _own_files(site: Site, server: ServerAddress, token: str, node: Node, boot: Boot) -> bytes:
+async def _hook(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> Answer:
+    """The second initrd of method squashfs: what fetches the root, and the overlay inside."""
+    image = site.image_of(asked.registry, node, boot)
+    squashfs = image.squashfs if image is not None else None
+    if squashfs is None:
+        raise NotFound("this node's image has no squashfs", "no-image")
+    own = _own_files(site, asked, token, node, boot)
+    system, digest = await overlay(site, asked, node, "system", own)
+    assert isinstance(system.body, tuple)
+    answer = Answer(body=hooks.wrap(own, squashfs, system.body), type=BINARY)
+    if asked.method == "GET":
+        boot.server, boot.given["system"] = asked.server.base, digest
+        detail = f"overlay and what fetches {image.name} {image.generation}" if image else ""
+        answer.step = site.boots.begin(
+            boot.mac, Stage.INITRAMFS, asked.now, detail=detail, size=answer.size
+        )
+    return answer
+
+
+async def _runtime(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
+    refuse_plain(asked)
+    answer, digest = await overlay(site, asked, node, "runtime")
+    if asked.method == "GET":
+        boot.given["runtime"] = digest
+        answer.step = site.boots.begin(boot.mac, Stage.RUNTIME, asked.now, size=answer.size)
+    return answer
+
+
+def _own_files(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> bytes:
     values = {
-        "URL": f"{server.base}/b/{token}",
+        "URL": f"{asked.server.base}/b/{token}",
         "BOOT": boot.id,
         "NODE": node.name,
         "MAC": boot.mac,
-        "RUNTIME": f"{server.base}/runtime/{dashed(boot.mac)}",
+        "RUNTIME": f"{secure(asked).base}/runtime/{dashed(boot.mac)}",
     }
     env = "".join(f"BOOTD_{name}={value}\n" for name, value in values.items())
     files = {ENV_FILE: env}
@@ -107,11 +131,16 @@ def _own_files(site: Site, server: ServerAddress, token: str, node: Node, boot: 
 
 
 def _up(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
+    is_up(site, asked, node, boot)
+    return Answer(body=(f"{node.name} is up\n".encode(),), type=TEXT)
+
+
+def is_up(site: Site, asked: Asked, node: Node, boot: Boot) -> None:
+    """A node told that it is up: its boot ends, and its window closes."""
     site.boots.up(boot, asked.now)
     seconds = asked.now - boot.started
     metrics.BOOT_SECONDS.labels(Stage.UP.value).observe(seconds)
     log.info("boot.up", node=node.name, mac=boot.mac, boot=boot.id, seconds=round(seconds, 3))
-    return Answer(body=(f"{node.name} is up\n".encode(),), type=TEXT)
 
 
 def _fail(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:

@@ -8,6 +8,7 @@ from typing import Final
 
 from bootd import files, loaders, scripts
 from bootd.boots.timeline import Boot, Stage
+from bootd.boots.warewulf import switched
 from bootd.http.answer import (
     BINARY,
     IMMUTABLE,
@@ -20,6 +21,7 @@ from bootd.http.answer import (
     content_type,
     not_now,
 )
+from bootd.http.handlers.identity import admit_booting, refuse_wrong_key
 from bootd.http.ranges import http_date
 from bootd.http.routes import Public
 from bootd.http.site import Site, node_of
@@ -83,9 +85,12 @@ async def public(site: Site, asked: Asked, route: Public) -> Answer:
     node = node_of(asked.registry, route.mac)
     if node is None:
         raise NotFound("no node has this MAC address", "unknown-node")
+    refuse_wrong_key(asked, node)
     boot = site.followed(asked, route.mac)
     image = site.image_of(asked.registry, node, boot)
-    if image is not None and image.secret:
+    if image is not None and image.secret and switched(node):
+        admit_booting(site, asked, node, route.mac)
+    elif image is not None and image.secret:
         raise Denied("secret-image", "this image is only given to a node that boots")
     answer = await artefact(site, asked, image, route.role, node, boot)
     answer.mac = route.mac

@@ -53,6 +53,20 @@ def refuse_plain(asked: Asked) -> None:
         )
 
 
+async def digest(site: Site, asked: Asked, node: Node, which: Which) -> str:
+    """The digest of the archive that `overlay` would give, mostly without making it. Raises
+    `Refusal`."""
+    try:
+        return await site.overlays.digest(asked.registry, node, which, asked.server)
+    except RenderError as error:
+        raise _fails(node, which, error) from None
+
+
+def _fails(node: Node, which: Which, error: RenderError) -> Refusal:
+    log.error("overlay.failed", node=node.name, which=which, reason=str(error))
+    return Refusal(500, "overlay", f"the overlay does not render: {error}")
+
+
 async def overlay(
     site: Site, asked: Asked, node: Node, which: Which, own: bytes = b""
 ) -> tuple[Answer, str]:
@@ -65,14 +79,11 @@ async def overlay(
         plain = await site.overlays.get(asked.registry, node, which, asked.server)
         pieces = plain.segments
         if form:
-            small = await site.overlays.compressed(
-                asked.registry, node, which, asked.server, form
-            )
+            small = await site.overlays.compressed(asked.registry, node, which, asked.server, form)
             pieces = prefixed(own, small.data, form) if own else small.segments
         elif own:
             pieces = (own, *pieces)
     except RenderError as error:
-        log.error("overlay.failed", node=node.name, which=which, reason=str(error))
-        raise Refusal(500, "overlay", f"the overlay does not render: {error}") from None
-    digest = hashlib.sha256(own + plain.etag.encode()).hexdigest() if own else plain.etag
-    return Answer(body=pieces, type=BINARY, etag=tag(digest, form), node=node.name), plain.etag
+        raise _fails(node, which, error) from None
+    content = hashlib.sha256(own + plain.etag.encode()).hexdigest() if own else plain.etag
+    return Answer(body=pieces, type=BINARY, etag=tag(content, form), node=node.name), plain.etag

@@ -10,11 +10,14 @@ import structlog
 from bootd import metrics
 from bootd.boots import nodekeys
 from bootd.boots.timeline import Boot, Refresh
+from bootd.boots.warewulf import switched
 from bootd.http.answer import BINARY, TEXT, Answer, Asked, Denied, Refusal
+from bootd.http.handlers.identity import admit_running
+from bootd.http.handlers.overlays import digest, encoding, overlay, refuse_plain, tag
+from bootd.http.handlers.warewulf import refreshed
 from bootd.http.routes import Runtime
 from bootd.http.site import Site
 from bootd.model import Mac, Node
-from bootd.overlay.template import RenderError
 
 log = structlog.get_logger()
 
@@ -28,6 +31,7 @@ _NUMBER: Final = re.compile(r"\d{1,6}", re.ASCII)
 
 async def runtime(site: Site, asked: Asked, route: Runtime) -> Answer:
     """Check who asks, then answer. Raises `Denied` or another `Refusal`."""
+    refuse_plain(asked)
     node = admitted(site, asked, route.mac)
     boot = _boot(site, asked, route.mac, node)
     if route.report and asked.method == "HEAD":
@@ -36,15 +40,20 @@ async def runtime(site: Site, asked: Asked, route: Runtime) -> Answer:
         answer = _reported(asked, node, boot)
     else:
         answer = await _overlay(site, asked, node, boot)
+        if switched(node):
+            refreshed(site, asked, node, boot)
     answer.node, answer.mac, answer.boot = node.name, boot.mac, boot.id
     return answer
 
 
 def admitted(site: Site, asked: Asked, mac: Mac) -> Node:
-    """The node with `mac`, if whoever asks may have its runtime overlay: it has the node's key.
-    Raises `Denied`. The one place that decides it."""
+    """The node with `mac`, if whoever asks may have its runtime overlay: it has the node's key, or
+    Warewulf's rules hold and it fits them. Raises `Refusal`. The one place that decides it."""
     node = asked.registry.by_mac.get(mac)
     key = nodekeys.bearer(asked.headers.get("Authorization", ""))
+    if node is not None and switched(node) and not key:
+        admit_running(site, asked, node, mac)
+        return node
     if not key:
         raise Denied("no-key", "a node shows its key here: Authorization: Bearer KEY")
     # What an unknown node is told is no different: nobody learns which nodes there are.
@@ -66,17 +75,15 @@ def _boot(site: Site, asked: Asked, mac: Mac, node: Node) -> Boot:
 
 async def _overlay(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
     """The archive; or nothing where the node has it, without making it again."""
-    had = asked.headers.get("If-None-Match", "").strip('"')
-    try:
-        etag = await site.overlays.digest(asked.registry, node, "runtime", asked.server)
-        if etag == had:
+    form = encoding(asked)
+    had = asked.headers.get("If-None-Match", "")
+    if had:
+        etag = await digest(site, asked, node, "runtime")
+        if had == tag(etag, form):
             _unchanged(asked, boot, etag)
-            return Answer(body=(), type=BINARY, etag=f'"{etag}"', quiet=True)
-        archive = await site.overlays.get(asked.registry, node, "runtime", asked.server)
-    except RenderError as error:
-        log.error("overlay.failed", node=node.name, boot=boot.id, reason=str(error))
-        raise Refusal(500, "overlay", f"the overlay does not render: {error}") from None
-    return Answer(body=archive.segments, type=BINARY, etag=f'"{archive.etag}"')
+            return Answer(body=(), type=BINARY, etag=had, quiet=True)
+    answer, _ = await overlay(site, asked, node, "runtime")
+    return answer
 
 
 def _unchanged(asked: Asked, boot: Boot, etag: str) -> None:

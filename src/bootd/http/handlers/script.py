@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import structlog
 
 from bootd import metrics, scripts
 from bootd.boots import window
 from bootd.boots.timeline import Boot, Stage
 from bootd.http.answer import Answer, Asked
+from bootd.http.handlers import identity
 from bootd.http.site import Site, node_of
 from bootd.model import BootTarget, Mac, Node
 from bootd.scripts import ScriptError
 
 log = structlog.get_logger()
-
-MAX_IDENTITY: Final = 512
-"""Hex digits of an asset key or serial number that are looked at."""
 
 
 def script(site: Site, asked: Asked, mac: Mac) -> Answer:
@@ -30,11 +26,11 @@ def script(site: Site, asked: Asked, mac: Mac) -> Answer:
         template = asked.registry.templates[scripts.LOCAL]
         text = scripts.render_local(node, mac, asked.server, template)
         return _answer(site, asked, mac, node, text, "local")
-    if _must_say_who(node) and "assethex=" not in asked.query:
+    if identity.must_say(node) and not identity.has_said(asked):
         text = scripts.introduce(asked.server, mac)
         return Answer(body=(text.encode(),), node=node.name, mac=mac, quiet=True)
     boot = site.boots.of(mac)
-    why = _identity(asked, node) or window.grant(
+    why = identity.wrong(asked, node) or window.grant(
         boot, asked.peer, lambda: site.owner_of(asked, mac), asked.now
     )
     try:
@@ -44,31 +40,6 @@ def script(site: Site, asked: Asked, mac: Mac) -> Answer:
     except ScriptError as error:
         log.error("script.failed", node=node.name, mac=mac, reason=str(error))
         return _hold(site, asked, mac, node, str(error))
-
-
-def _must_say_who(node: Node) -> bool:
-    return bool(node.asset_key or node.uuid or node.serial)
-
-
-def _identity(asked: Asked, node: Node) -> str:
-    required = asked.registry.settings.security.asset_key == "required"
-    if not required and not _must_say_who(node):
-        return ""
-    return window.identity(
-        node,
-        uuid=asked.said("uuid"),
-        serial=_unhex(asked.said("serialhex", MAX_IDENTITY)),
-        asset_key=_unhex(asked.said("assethex", MAX_IDENTITY)),
-        required=required,
-    )
-
-
-def _unhex(text: str) -> str:
-    """What `scripts.introduce` lets a machine say in hex; empty where that is none."""
-    try:
-        return bytes.fromhex(text).decode("utf-8", "replace")
-    except ValueError:
-        return ""
 
 
 def _with(site: Site, asked: Asked, node: Node, boot: Boot) -> str:

@@ -9,26 +9,22 @@ That is how Warewulf's dracut module asks for it, and no less than what bootd's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final
 
-import structlog
-
-from bootd import metrics
-from bootd.boots import warewulf, window
 from bootd.boots.timeline import Boot, Stage
-from bootd.http.answer import Answer, Asked, Denied, NotFound, Refusal
+from bootd.http.answer import Answer, Asked, NotFound, Refusal
+from bootd.http.handlers.boot import is_up
+from bootd.http.handlers.identity import admit_booting
 from bootd.http.handlers.overlays import overlay
 from bootd.http.routes import Bad, Provision, Route, route
 from bootd.http.site import Site
 from bootd.model import Mac, Node, dashed, parse_mac
 
-log = structlog.get_logger()
+STAGES: Final = ("ipxe", "kernel", "initramfs", "image", "system", "runtime", "grub")
+"""What ``?stage=`` may say: each is a route of its own as well."""
 
 _NOT_UP: Final = ("curl/", "iPXE/", "GRUB", "UefiHttpBoot/")
 """Who asks while a machine boots; from whoever else asks, its operating system runs."""
-_SAID: Final[Mapping[str, str]] = MappingProxyType({**window.SENTENCES, **warewulf.SENTENCES})
 
 
 def resolve(site: Site, asked: Asked, asking: Provision) -> Route:
@@ -44,9 +40,6 @@ def resolve(site: Site, asked: Asked, asking: Provision) -> Route:
     if found is None or isinstance(found, Provision | Bad):
         raise Refusal(400, "unknown-stage", f"a stage is one of {', '.join(STAGES)}")
     return found
-
-
-STAGES: Final = ("ipxe", "kernel", "initramfs", "image", "system", "runtime", "grub")
 
 
 def _wwid(text: str) -> Mac | None:
@@ -72,65 +65,9 @@ async def system(site: Site, asked: Asked, mac: Mac) -> Answer:
     return answer
 
 
-def admit_booting(site: Site, asked: Asked, node: Node, mac: Mac) -> None:
-    """Let a machine have what its boot needs: from a privileged port, or in its boot window from
-    the address that is tied to it. Raises `Refusal`."""
-    _check_identity(asked, node)
-    why = _by_port(site, asked, node, mac)
-    if why == "unprivileged-port":
-        closed = window.grant(
-            site.boots.of(mac), asked.peer, lambda: site.owner_of(asked, mac), asked.now
-        )
-        if closed:
-            raise Refusal(401, why, f"{_SAID[why]}, or while a node boots; {_SAID[closed]}")
-    elif why:
-        raise Refusal(401, why, _SAID[why])
-
-
-def admit_running(site: Site, asked: Asked, node: Node, mac: Mac) -> None:
-    """Let a machine have its runtime overlay: from a privileged port. Raises `Refusal`."""
-    _check_identity(asked, node)
-    why = _by_port(site, asked, node, mac)
-    if why:
-        raise Refusal(401, why, _SAID[why])
-
-
-def _by_port(site: Site, asked: Asked, node: Node, mac: Mac) -> str:
-    return warewulf.admit(node, asked.port, asked.peer, lambda: site.owner_of(asked, mac))
-
-
-def _check_identity(asked: Asked, node: Node) -> None:
-    if not warewulf.switched(node):
-        raise Denied("not-switched", _SAID["not-switched"])
-    why = warewulf.identity(
-        node,
-        asset_key=asked.said("assetkey"),
-        uuid=asked.said("uuid"),
-        required=asked.registry.settings.security.asset_key == "required",
-    )
-    if why:
-        raise Refusal(401, why, _SAID[why])
-
-
-def refuse_wrong_key(asked: Asked, node: Node) -> None:
-    """Whoever says a wrong asset key gets nothing that belongs to a switched node: it is another
-    machine, or its key was changed, and both should be seen early. Raises `Refusal`."""
-    if warewulf.switched(node) and "assetkey=" in asked.query:
-        _check_identity(asked, node)
-
-
 def refreshed(site: Site, asked: Asked, node: Node, boot: Boot) -> None:
     """A runtime overlay was given. wwclient asks for it once its machine is up, and says so in no
     other way: then the boot is over, and with it its window."""
-    if boot.outcome == "up" or asked.method != "GET" or not boot.reached(Stage.SCRIPT):
-        return
-    if not asked.headers.get("User-Agent", "").startswith(_NOT_UP):
+    booting = asked.headers.get("User-Agent", "").startswith(_NOT_UP)
+    if asked.method == "GET" and boot.outcome != "up" and not booting:
         is_up(site, asked, node, boot)
-
-
-def is_up(site: Site, asked: Asked, node: Node, boot: Boot) -> None:
-    """A node is known to be up: its boot ends."""
-    site.boots.up(boot, asked.now)
-    seconds = asked.now - boot.started
-    metrics.BOOT_SECONDS.labels(Stage.UP.value).observe(seconds)
-    log.info("boot.up", node=node.name, mac=boot.mac, boot=boot.id, seconds=round(seconds, 3))
