@@ -209,14 +209,15 @@ def autoexec(server: ServerAddress, mac: Mac | None = None) -> str:
 
 
 def introduce(server: ServerAddress, mac: Mac) -> str:
-    """What a machine is given that must say who it is: it asks again with what its firmware tells
-    (SMBIOS UUID, serial number, asset tag). In hex: older iPXE's ``uristring`` leaves an ``&``."""
+    """What a machine is given that must say more of itself: it asks again with what its firmware
+    tells (SMBIOS UUID, serial number, asset tag) and its memory in MiB, which few iPXE builds know.
+    In hex: older iPXE's ``uristring`` leaves an ``&``."""
     url = f"{server.base}/ipxe/{dashed(mac)}"
     lines = (
         "#!ipxe",
         ":ask",
-        f"chain --replace --autofree {url}?uuid=${{uuid}}&serialhex=${{serial:hexraw}}"
-        "&assethex=${asset:hexraw} ||",
+        f"chain --replace --autofree {url}?uuid=${{uuid}}&memsize=${{memsize}}"
+        "&serialhex=${serial:hexraw}&assethex=${asset:hexraw} ||",
         f"echo bootd: {server.base} does not answer, error ${{errno}}",
         countdown(5, "asking again"),
         "dhcp netX || dhcp ||",

@@ -14,6 +14,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address
 from typing import Any, Final
 
+from bootd import methods
 from bootd.model import Arch, ClientKind, Image, Mac, Node
 from bootd.registry import Registry
 
@@ -118,7 +119,8 @@ class Boot:
         kept = self.image
         if kept is not None and kept.name == (node.image or "").partition("@")[0]:
             return kept
-        return registry.images.get(node.image) if node.image is not None else None
+        image = registry.images.get(node.image) if node.image is not None else None
+        return methods.files_for(node, image) if image is not None else None
 
     def reached(self, stage: Stage) -> bool:
         """True where a step of this stage or a later one was seen."""

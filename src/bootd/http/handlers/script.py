@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import structlog
 
-from bootd import metrics, scripts
+from bootd import methods, metrics, scripts
 from bootd.boots import window
 from bootd.boots.timeline import Boot, Stage
 from bootd.http.answer import Answer, Asked
 from bootd.http.handlers import identity
 from bootd.http.site import Site, node_of
-from bootd.model import BootTarget, Mac, Node
+from bootd.methods import Machine
+from bootd.model import Arch, BootTarget, Mac, Node
 from bootd.scripts import ScriptError
 
 log = structlog.get_logger()
@@ -26,7 +27,7 @@ def script(site: Site, asked: Asked, mac: Mac) -> Answer:
         template = asked.registry.templates[scripts.LOCAL]
         text = scripts.render_local(node, mac, asked.server, template)
         return _answer(site, asked, mac, node, text, "local")
-    if identity.must_say(node) and not identity.has_said(asked):
+    if _must_say_more(asked, node) and not identity.has_said(asked):
         text = scripts.introduce(asked.server, mac)
         return Answer(body=(text.encode(),), node=node.name, mac=mac, quiet=True)
     boot = site.boots.of(mac)
@@ -42,13 +43,31 @@ def script(site: Site, asked: Asked, mac: Mac) -> Answer:
         return _hold(site, asked, mac, node, str(error))
 
 
+def _must_say_more(asked: Asked, node: Node) -> bool:
+    image = asked.registry.images.get(node.image or "")
+    return identity.must_say(node) or (image is not None and methods.undecided(node, image))
+
+
 def _with(site: Site, asked: Asked, node: Node, boot: Boot) -> str:
     """The script that may fetch secrets, for a boot whose window is open."""
     token = site.gate.token(boot, asked.peer)
-    plan = scripts.plan(asked.registry, node, boot.mac, asked.server, token=token, boot_id=boot.id)
+    plan = scripts.plan(
+        asked.registry, node, boot.mac, asked.server,
+        token=token, boot_id=boot.id, machine=_machine(asked, boot),
+    )  # fmt: skip
     text = scripts.render_ipxe(plan, asked.registry.templates[scripts.template_name(node)])
     boot.image = plan.image
     return text
+
+
+def _machine(asked: Asked, boot: Boot) -> Machine:
+    """What is known of who boots: its firmware by DHCP, its memory where its iPXE can tell."""
+    said = asked.said("memsize")
+    return Machine(
+        bios=boot.arch in (Arch.X86_BIOS, Arch.X86_BIOS_HTTP) if boot.arch is not None else None,
+        memory=int(said) if said.isascii() and said.isdigit() else None,
+        said_by="its iPXE says",
+    )
 
 
 def _without(asked: Asked, node: Node, mac: Mac, why: str) -> str:
