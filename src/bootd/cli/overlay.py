@@ -99,6 +99,7 @@ def show(config: str, name: str, as_json: bool) -> None:
                 "description": found.description,
                 "when": found.when.text if found.when else None,
                 "delete": list(found.delete),
+                "on_change": [list(pair) for pair in found.on_change],
                 "entries": [
                     {
                         "path": entry.path,
@@ -130,6 +131,8 @@ def show(config: str, name: str, as_json: bool) -> None:
     ]
     rows += [[f"/{path}", "deleted", "", "", ""] for path in found.delete]
     click.echo(table(["PATH", "KIND", "MODE", "WHEN", "FROM"], rows))
+    for pattern, command in found.on_change:
+        click.echo(f"when {pattern} changes: {command}")
 
 
 @overlay.command()

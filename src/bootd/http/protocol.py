@@ -156,7 +156,7 @@ class Connection(RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio allows it, aiohttp never does
         """The client has closed its side. What it asked for before, it gets (RFC 9112, 9.6)."""
         self.ended = True
-        return self._working or bool(self.queued)
+        return self._working or self._coming > 0 or bool(self.queued)
 
     def handle_error(
         self,

@@ -21,6 +21,8 @@ def fault(path: str) -> str | None:
         check_path(path)
     except CpioError as error:
         return str(error)
+    if not path.isprintable():
+        return f"{path!a} has an unprintable character in it"
     for link, target in _MERGED.items():
         if path == link or path.startswith(f"{link}/"):
             better = target + path.removeprefix(link)

@@ -20,6 +20,7 @@ from bootd.model import (
 from bootd.overlay import paths
 from bootd.overlay.cpio import CpioError, Entry, with_parents
 from bootd.overlay.links import TemplateValueError
+from bootd.overlay.rules import glob
 from bootd.overlay.secrets import PLACEHOLDERS, Secrets
 from bootd.overlay.template import (
     PER_NODE,
@@ -40,6 +41,9 @@ Shared = MutableMapping[tuple[object, ...], Rendered]
 
 DELETE_LIST: Final = "etc/bootd/delete.d/"
 """Where a node finds what it shall remove, one path a line, in a file per class of overlays."""
+HOOKS_LIST: Final = "etc/bootd/on_change.d/"
+"""Where the agent finds what to do when a path of the runtime overlays is new: the path, a tab, and
+a command in each line."""
 TMPFILES: Final = "etc/tmpfiles.d/bootd-delete.conf"
 """The same for systemd, which removes it before the first service starts."""
 EXAMPLE_SERVER: Final = ServerAddress(IPv4Address("192.0.2.1"))
@@ -122,6 +126,7 @@ class _Context:
         """All entries in archive order; what is wrong is added to `faults`, and left out."""
         entries: dict[str, Entry] = {}
         deleted: dict[str, Overlay] = {}
+        hooks: list[tuple[str, str]] = []
         for overlay in overlays:
             try:
                 if not self._fits(overlay, overlay.when):
@@ -129,6 +134,7 @@ class _Context:
             except RenderError as error:
                 faults.append(error)
                 continue
+            hooks += overlay.on_change
             for path in overlay.delete:
                 deleted[path] = overlay
                 entries = {p: e for p, e in entries.items() if not f"{p}/".startswith(f"{path}/")}
@@ -139,6 +145,10 @@ class _Context:
                         entries[made.path] = made
                 except RenderError as error:
                     faults.append(error)
+        if which == "runtime":
+            files = {path for path, made in entries.items() if not stat.S_ISDIR(made.mode)}
+            made_hooks = _hooks_list(hooks, sorted(files.union(deleted)))
+            entries.update((made.path, made) for made in made_hooks)
         entries.update((made.path, made) for made in _delete_lists(sorted(deleted), which))
         try:
             return with_parents(entries.values())
@@ -259,6 +269,17 @@ def _delete_lists(deleted: list[str], which: Which) -> Iterator[Entry]:
     if which == "system":
         rules = "".join(f"R! /{path}\n" for path in deleted)
         yield Entry(TMPFILES, stat.S_IFREG | 0o644, rules.encode())
+
+
+def _hooks_list(hooks: Iterable[tuple[str, str]], found: list[str]) -> Iterator[Entry]:
+    """What tells the agent which command belongs to which path: it matches no patterns."""
+    lines = "".join(
+        f"/{path}\t{command}\n"
+        for pattern, command in dict.fromkeys(hooks)
+        for path in filter(glob(pattern), found)
+    )
+    if lines:
+        yield Entry(f"{HOOKS_LIST}runtime", stat.S_IFREG | 0o644, lines.encode())
 
 
 def check(

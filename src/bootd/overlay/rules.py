@@ -9,6 +9,7 @@ directories: {var/lib/app: {mode: 0750}}
 symlinks: {etc/mtab: /proc/self/mounts}
 devices: {dev/null2: {type: char, major: 1, minor: 3, mode: 0666}}
 delete: [etc/motd.d/vendor]
+on_change: {etc/chrony/**: systemctl try-restart chrony}
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final
 
 from bootd.config.faults import Fault, nearest, shown
@@ -28,6 +30,8 @@ from bootd.overlay.template import RenderError, compile_condition
 _MODE: Final = re.compile(r"0?[0-7]{3,4}", re.ASCII)
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._@:+,/=-]+", re.ASCII)
 _MAX_ID: Final = 0xFFFF_FFFE
+MAX_COMMAND: Final = 1000
+"""Characters of a command of ``on_change``."""
 MAX_STARS: Final = 3
 """``**`` in one pattern: each one multiplies the ways to match."""
 _ATTRIBUTES: Final = ("mode", "owner", "group", "when")
@@ -72,6 +76,8 @@ class Rules:
     entries: list[OverlayEntry] = field(default_factory=list)
     """The directories, symlinks and devices it declares."""
     delete: list[str] = field(default_factory=list)
+    on_change: list[tuple[str, str]] = field(default_factory=list)
+    """Pattern and command."""
     when: Condition | None = None
     description: str = ""
 
@@ -83,6 +89,7 @@ def read(document: Document) -> tuple[Rules, list[Fault]]:
     return reader.rules, [*document.faults, *reader.faults]
 
 
+@lru_cache(maxsize=1024)
 def glob(pattern: str) -> Callable[[str], object]:
     """A matcher for paths: ``*``, ``?``, ``[…]`` within one name, ``**`` for any folders."""
     *folders, last = [
@@ -120,6 +127,7 @@ class _Reader:
             "symlinks": self._symlinks,
             "devices": self._devices,
             "delete": self._delete,
+            "on_change": self._on_change,
         }
         for key, value in self._map((), self._document.value, tuple(readers)):
             readers[key](value)
@@ -170,11 +178,7 @@ class _Reader:
     def _paths(self, value: Any) -> None:
         for pattern, rule in self._map(("paths",), value):
             where = ("paths", pattern)
-            plain = "/".join(part for part in pattern.split("/") if part != "**")
-            if not self._path(where, plain or "x"):
-                continue
-            if pattern.split("/").count("**") > MAX_STARS:
-                self._fault(where, f"has more than {MAX_STARS} ** in it", key=True)
+            if not self._pattern(where, pattern):
                 continue
             attributes = self._attributes(where, rule)
             place = Fault(
@@ -183,6 +187,15 @@ class _Reader:
                 "fits no path of the overlay",
             )
             self.rules.paths.append(PathRule(pattern, glob(pattern), attributes, place))
+
+    def _pattern(self, where: Sequence[Step], pattern: str) -> bool:
+        plain = "/".join(part for part in pattern.split("/") if part != "**")
+        if not self._path(where, plain or "x"):
+            return False
+        if pattern.split("/").count("**") > MAX_STARS:
+            self._fault(where, f"has more than {MAX_STARS} ** in it", key=True)
+            return False
+        return True
 
     def _attributes(
         self, where: Sequence[Step], value: Any, more: Sequence[str] = ()
@@ -271,3 +284,17 @@ class _Reader:
                 self._fault(where, what)
             elif self._path(where, path, key=False):
                 self.rules.delete.append(path)
+
+    def _on_change(self, value: Any) -> None:
+        for pattern, commands in self._map(("on_change",), value):
+            where = ("on_change", pattern)
+            if not self._pattern(where, pattern):
+                continue
+            for command in commands if isinstance(commands, list) else [commands]:
+                if not isinstance(command, str) or not command.strip():
+                    self._fault(where, f"{shown(command)} where a command is expected")
+                elif not command.isprintable() or len(command) > MAX_COMMAND:
+                    what = f"a command is one line of at most {MAX_COMMAND} characters; put more "
+                    self._fault(where, f"{what}into a script of the overlay")
+                else:
+                    self.rules.on_change.append((pattern, command.strip()))

@@ -156,6 +156,7 @@ class _Reading:
             delete=tuple(deleted),
             when=next((s.when for s in first_said if s.when is not None), None),
             description=next((s.description for s in first_said if s.description), ""),
+            on_change=tuple(dict.fromkeys(each for s in first_said for each in s.on_change)),
         )
         return replace(made, digest=digest(made))
 
@@ -283,7 +284,9 @@ def _read_entry(path: str, found: Found, is_distribution: bool) -> OverlayEntry:
 
 def digest(overlay: Overlay) -> str:
     """SHA-256 over everything that reaches a node, in hex."""
-    made = hashlib.sha256(repr((overlay.name, overlay.when, overlay.delete)).encode())
+    made = hashlib.sha256(
+        repr((overlay.name, overlay.when, overlay.delete, overlay.on_change)).encode()
+    )
     for entry in overlay.entries:
         head = (entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.when, entry.rdev)
         made.update(f"{head!r}{len(entry.content)}\0".encode("utf-8", "surrogateescape"))
