@@ -163,7 +163,9 @@ class Admission:
     def _kept_for_others(self, who: str, own: _Waiting, free: int, now: float) -> bool:
         """Whether those who are next, and about to ask again, take all that is free."""
         mine = self._turn(who, own)
-        for _, other in self._dues[: bisect_right(self._dues, now + SOON, key=itemgetter(0))]:
+        for _, other in self._dues[
+            : bisect_right(self._dues, now + min(SOON, self._mean / 4), key=itemgetter(0))
+        ]:
             free -= self._turn(other, self._waiting[other]) < mine
             if free <= 0:
                 return True
