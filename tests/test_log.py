@@ -139,6 +139,8 @@ def test_a_fault_of_a_file_may_be_longer() -> None:
         "/runtime/52-54-00-12-34-56?assetkey=SECRET&stage=runtime",
         "/x?a=1&token=SECRET",
         "GET /b/SECRET/system HTTP/1.1",
+        "b/SECRET/system",
+        "/ipxe/52-54-00-12-34-56?uuid=&assethex=SECRET",
     ],
 )
 def test_tokens_in_addresses_are_taken_out(text: str) -> None:

@@ -34,7 +34,7 @@ _SECRET: Final = frozenset(
     {"token", "key", "asset_key", "assetkey", "password", "secret", "authorization"}
 )
 _IN_TEXT: Final = re.compile(
-    r"(?P<before>/b/|[?&;](?:asset_?key|token|key)=)[^/\s&;\"'?#]+", re.IGNORECASE
+    r"(?P<before>(?:/|^)b/|[?&;](?:asset(?:_?key|hex)?|token|key)=)[^/\s&;\"'?#]+", re.IGNORECASE
 )
 
 Event = MutableMapping[str, Any]
