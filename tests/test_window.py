@@ -6,7 +6,7 @@ import pytest
 
 from bootd.boots.timeline import Boot, Boots
 from bootd.boots.tokens import Claims
-from bootd.boots.window import SENTENCES, Owner, admit, grant, owner
+from bootd.boots.window import SENTENCES, Owner, admit, grant, identity, owner
 from bootd.model import ClientKind, Mac, NetDev, Node, Settings
 from bootd.registry import Registry
 
@@ -109,3 +109,74 @@ def test_every_reason_can_be_said() -> None:
     said = {"no-boot", "up", "window-closed", "no-address", "wrong-address", "other-boot"}
 
     assert said | {"malformed", "forged", "expired"} <= SENTENCES.keys()
+
+
+UUID = "4c4c4544-0051-3910-8052-b9c04f4e3332"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        UUID,
+        UUID.upper(),
+        "4C4C45440051391080" + "52B9C04F4E3332",
+        "{" + UUID + "}",
+        "urn:uuid:" + UUID,
+        " " + UUID + "\n",
+        "44454c4c-5100-1039-8052-b9c04f4e3332",  # its first three fields little-endian
+    ],
+)
+def test_a_uuid_is_the_same_however_a_vendor_writes_it(said: str) -> None:
+    node = Node("n001", uuid=UUID)
+
+    assert identity(node, uuid=said, serial="", asset_key="", required=False) == ""
+
+
+@pytest.mark.parametrize(
+    "said", ["", "0" * 32, UUID[:-1], UUID + "0", "4c4c4544-0051-1039-8052-b9c04f4e3332", "é" * 32]
+)
+def test_another_uuid_is_another_machine(said: str) -> None:
+    node = Node("n001", uuid=UUID)
+
+    assert identity(node, uuid=said, serial="", asset_key="", required=False) == "wrong-uuid"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said", "reason"),
+    [
+        ("CZ3230 XYZ", "CZ3230 XYZ", ""),
+        ("CZ3230XYZ", "CZ3230XYZ      ", ""),
+        ("CZ3230XYZ ", "CZ3230XYZ", ""),
+        ("/7Q2ND42/CN7475133Q0241/", "/7Q2ND42/CN7475133Q0241/", ""),
+        ("CZ3230XYZ", "cz3230xyz", "wrong-serial"),
+        ("CZ3230XYZ", "CZ3230 XYZ", "wrong-serial"),
+        ("CZ3230XYZ", "", "wrong-serial"),
+        ("Straße", "Straße", ""),
+    ],
+)
+def test_a_serial_number_may_have_spaces_and_be_padded(wanted: str, said: str, reason: str) -> None:
+    node = Node("n001", serial=wanted)
+
+    assert identity(node, uuid="", serial=said, asset_key="", required=False) == reason
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said", "required", "reason"),
+    [
+        ("key", "key", False, ""),
+        ("key", "key", True, ""),
+        ("key", "kez", True, "wrong-asset-key"),
+        ("key", "", False, "wrong-asset-key"),
+        (None, "anything", False, ""),
+        (None, "anything", True, "no-asset-key"),
+        ("", "", True, "no-asset-key"),
+        ("  ", "", False, "wrong-asset-key"),
+        ("  ", "  ", True, ""),
+    ],
+)
+def test_an_asset_key_is_said_or_nothing_is_given(
+    wanted: str | None, said: str, required: bool, reason: str
+) -> None:
+    node = Node("n001", asset_key=wanted)
+
+    assert identity(node, uuid="", serial="", asset_key=said, required=required) == reason

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
+from bootd import warewulf
 from bootd.model import Image, Kernel, Method, Node
 
 LIVE_BOOT: Final = "live-boot"
@@ -47,16 +48,20 @@ NOBODY: Final = Machine()
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How a node boots: `method` is never ``auto``, `reason` is for people."""
+    """How a node boots: `method` is never ``auto``, `reason` is for people. With `staged` the
+    initramfs fetches the root and the overlays by itself (`bootd.warewulf`)."""
 
     method: Method
     kernel: Kernel
     reason: str
+    staged: bool = False
 
 
 def choose(node: Node, image: Image, machine: Machine = NOBODY) -> Choice:
     """The kernel and the method by which `node` boots `image`. Raises `MethodError`."""
     kernel = _kernel(node, image)
+    if warewulf.two_stage(node, kernel):
+        return _two_stage(image, kernel)
     cannot = _no_squashfs(image, kernel)
     if node.method is Method.SQUASHFS:
         if cannot:
@@ -74,6 +79,16 @@ def choose(node: Node, image: Image, machine: Machine = NOBODY) -> Choice:
         return Choice(Method.INITRAMFS, kernel, cannot)
     method, reason = _by_size(image, image.archive.size, _known(node, machine))
     return Choice(method, kernel, reason)
+
+
+def _two_stage(image: Image, kernel: Kernel) -> Choice:
+    if kernel.initramfs is None:
+        raise MethodError(
+            f"image {image.name} {image.generation} has no initramfs for kernel {kernel.version}: "
+            "Warewulf's dracut module is in none"
+        )
+    reason = "its initramfs has Warewulf's dracut module, which fetches the root"
+    return Choice(Method.INITRAMFS, kernel, reason, staged=True)
 
 
 def narrowed(image: Image, kernel: Kernel) -> Image:
@@ -116,7 +131,7 @@ def arguments(choice: Choice, image: Image) -> tuple[str, ...]:
         if LIVE_BOOT in choice.kernel.features:
             return ("boot=bootd",)
         return ("root=bootd", "rd.neednet=1", "ip=dhcp")
-    if image.archive is None:
+    if image.archive is None or choice.staged:
         return ()
     return (f"rdinit={image.init or '/sbin/init'}",)
 

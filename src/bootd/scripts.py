@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Any, Final
 
-from bootd import methods
+from bootd import methods, warewulf
 from bootd.methods import NOBODY, Choice, Machine
 from bootd.model import (
     BootPlan,
@@ -83,7 +83,8 @@ def plan(
         server=server,
         method=choice.method,
         args=(
-            *methods.arguments(choice, image),
+            *(() if warewulf.brings_init(node) else methods.arguments(choice, image)),
+            *warewulf.arguments(node, mac, server, staged=choice.staged),
             *node.kernel_args,
             f"BOOTIF=01-{dashed(mac)}",
             f"bootd.node={node.name}",
@@ -123,9 +124,11 @@ def _urls(
 def _initrds(choice: Choice, image: Image, urls: Mapping[str, str]) -> Iterator[Initrd]:
     """What the kernel unpacks, in order: the root or what fetches it, then what is the node's."""
     live = choice.method is Method.SQUASHFS
-    root = "initramfs" if live or image.archive is None else "image"
+    root = "initramfs" if live or choice.staged or image.archive is None else "image"
     if root in urls:
         yield Initrd(root, urls[root])
+    if choice.staged:
+        return
     node = "hook" if live else "system"
     if node in urls:
         yield Initrd("overlay", urls[node])

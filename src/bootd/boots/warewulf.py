@@ -20,8 +20,6 @@ from typing import Final
 from bootd.boots.window import Link, Owner, wrong_key, wrong_uuid
 from bootd.model import Node
 
-RULES: Final = "warewulf"
-"""What a node's `security` says where these rules hold."""
 PRIVILEGED: Final = 1024
 """Source ports below it are for root only (``net.ipv4.ip_unprivileged_port_start``)."""
 
@@ -32,11 +30,6 @@ SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
         "with security: warewulf gets them by its MAC address",
     }
 )
-
-
-def switched(node: Node) -> bool:
-    """Whether Warewulf's rules hold for this node."""
-    return node.security == RULES
 
 
 def identity(node: Node, *, asset_key: str, uuid: str, required: bool) -> str:

@@ -152,7 +152,10 @@ def _same(wanted: str | None, said: str) -> bool:
     they do not count."""
     if not wanted:
         return True
-    return hmac.compare_digest(wanted.strip().encode(), said.strip().encode())
+    bare = wanted.strip()
+    if bare:
+        wanted, said = bare, said.strip()
+    return hmac.compare_digest(wanted.encode(), said.encode())
 
 
 def _closed(boot: Boot, now: float) -> str:

@@ -8,7 +8,6 @@ from typing import Final
 
 from bootd import files, loaders, scripts
 from bootd.boots.timeline import Boot, Stage
-from bootd.boots.warewulf import switched
 from bootd.http.answer import (
     BINARY,
     IMMUTABLE,
@@ -25,7 +24,8 @@ from bootd.http.handlers.identity import admit_booting, refuse_wrong_key
 from bootd.http.ranges import http_date
 from bootd.http.routes import Public
 from bootd.http.site import Site, node_of
-from bootd.model import Artefact, Image, Mac, Node
+from bootd.model import Arch, Artefact, Image, Mac, Node
+from bootd.warewulf import switched
 
 STAGES: Final[Mapping[str, Stage]] = MappingProxyType(
     {
@@ -111,9 +111,11 @@ async def shared(site: Site, asked: Asked, target: loaders.Target) -> Answer:
     """A name that TFTP serves as well."""
     match target:
         case loaders.Loader(name, mac):
-            return await _loaded(site, asked, loaders.candidates(name), mac)
+            if loaders.leaves_arch_open(name):
+                name = loaders.for_arch(name, _arch(site, asked))
+            return await loaded(site, asked, loaders.candidates(name), mac)
         case loaders.Static(path):
-            return await _loaded(site, asked, (path,), None)
+            return await loaded(site, asked, (path,), None)
         case loaders.Autoexec(mac):
             text = scripts.autoexec(asked.server, mac)
             return Answer(body=(text.encode(),), mac=mac)
@@ -121,9 +123,17 @@ async def shared(site: Site, asked: Asked, target: loaders.Target) -> Answer:
             raise NotFound("there is no such file")
 
 
-async def _loaded(site: Site, asked: Asked, names: tuple[str, ...], mac: Mac | None) -> Answer:
+def _arch(site: Site, asked: Asked) -> int:
+    """The architecture of the client's machine, as its DHCP packet said; x64 where none did."""
+    mac = site.gate.machine(asked.registry, asked.peer)
+    boot = site.boots.of(mac) if mac is not None else None
+    return boot.arch if boot is not None and boot.arch is not None else Arch.EFI_X64
+
+
+async def loaded(site: Site, asked: Asked, names: tuple[str, ...], mac: Mac | None) -> Answer:
+    """The first of these boot loaders that there is. Raises `Refusal`."""
     try:
-        loaded = await site.files.get(*names)
+        file = await site.files.get(*names)
     except files.NotFound:
         raise NotFound("there is no such file") from None
     except files.Refused as refused:
@@ -132,10 +142,10 @@ async def _loaded(site: Site, asked: Asked, names: tuple[str, ...], mac: Mac | N
             raise not_now(refused.reason, f"{sentence}; ask again") from None
         raise Denied(refused.reason, sentence) from None
     answer = Answer(
-        body=(loaded.data,),
+        body=(file.data,),
         type=content_type(names[0]),
-        etag=loaded.etag,
-        modified=http_date(loaded.mtime),
+        etag=file.etag,
+        modified=http_date(file.mtime),
         cache=REVALIDATE,
     )
     boot = site.followed(asked, mac) if mac is not None else None

@@ -11,6 +11,7 @@ from bootd.boots import warewulf, window
 from bootd.http.answer import Asked, Denied, Refusal
 from bootd.http.site import Site
 from bootd.model import Mac, Node
+from bootd.warewulf import switched
 
 MAX_KEY: Final = 256
 """Characters of an asset key or serial number in a query that are looked at."""
@@ -89,7 +90,7 @@ def _by_port(site: Site, asked: Asked, node: Node, mac: Mac) -> str:
 
 
 def _check_identity(asked: Asked, node: Node) -> None:
-    if not warewulf.switched(node):
+    if not switched(node):
         raise Denied("not-switched", _SAID["not-switched"])
     why = warewulf.identity(
         node,
@@ -104,5 +105,5 @@ def _check_identity(asked: Asked, node: Node) -> None:
 def refuse_wrong_key(asked: Asked, node: Node) -> None:
     """Whoever says a wrong asset key gets nothing that belongs to a switched node: it is another
     machine, or its key was changed, and both should be seen early. Raises `Refusal`."""
-    if warewulf.switched(node) and "assetkey=" in asked.query:
+    if switched(node) and "assetkey=" in asked.query:
         _check_identity(asked, node)

@@ -10,7 +10,6 @@ import structlog
 from bootd import metrics
 from bootd.boots import nodekeys
 from bootd.boots.timeline import Boot, Refresh
-from bootd.boots.warewulf import switched
 from bootd.http.answer import BINARY, TEXT, Answer, Asked, Denied, Refusal
 from bootd.http.handlers.identity import admit_running
 from bootd.http.handlers.overlays import digest, encoding, overlay, refuse_plain, tag
@@ -18,6 +17,7 @@ from bootd.http.handlers.warewulf import refreshed
 from bootd.http.routes import Runtime
 from bootd.http.site import Site
 from bootd.model import Mac, Node
+from bootd.warewulf import switched
 
 log = structlog.get_logger()
 
