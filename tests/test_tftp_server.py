@@ -73,7 +73,9 @@ class Bench:
         self.current = Current(registry)
         self.boots = Boots(new_id=lambda: "0123456789abcdef")
         self.files = LoaderFiles([root])
-        self.server = TftpServer(current=self.current, boots=self.boots, files=self.files, net=net)
+        self.server = TftpServer(
+            current=self.current, boots=self.boots, files=self.files, net=net, keys=[bytes(32)]
+        )
 
     @property
     def address(self) -> tuple[str, int]:

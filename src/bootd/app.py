@@ -268,7 +268,15 @@ class Daemon:
                 node_secrets=keys[1],
                 unknown=unknown,
             ),
-            "tftp": TftpServer(current=current, boots=boots, files=files, net=net),
+            "tftp": TftpServer(
+                current=current,
+                boots=boots,
+                files=files,
+                net=net,
+                keys=keys[0],
+                node_secrets=keys[1],
+                overlays=overlays,
+            ),
             "dhcp": DhcpServer(
                 current=current, boots=boots, net=net, on_boot=overlays.warm, unknown=unknown
             ),

@@ -136,12 +136,32 @@ def _companions(platform: _Platform) -> Mapping[str, tuple[str, ...]]:
     }
 
 
+_WAREWULF: Final[Mapping[str, str]] = MappingProxyType(
+    {"shim.efi": "shim", "grub.efi": "grub", "grub-tpm.efi": "grub"}
+)
+"""Names of Warewulf's that say no architecture, and the choice that each is."""
+
+
 def _by_first_name() -> Mapping[str, tuple[str, ...]]:
     table = {names[0]: names for names in _BIOS_LOADERS.values()}
     for platform, loaders in _EFI_LOADERS.items():
         table.update({names[0]: names for names in loaders.values()})
         table.update(_companions(platform))
+    for name in _WAREWULF:
+        table[name] = (name, *table[for_arch(name, Arch.EFI_X64)])
     return MappingProxyType(table)
+
+
+def leaves_arch_open(name: str) -> bool:
+    """True for Warewulf's ``shim.efi`` and ``grub.efi``, which are named so on every machine."""
+    return name in _WAREWULF
+
+
+def for_arch(name: str, arch: int) -> str:
+    """A name that `leaves_arch_open` as it is for `arch`; others as they are."""
+    choice = _WAREWULF.get(name)
+    platform = _EFI.get(arch)
+    return f"{choice}{platform.efi}.efi" if choice is not None and platform is not None else name
 
 
 _CANDIDATES: Final = _by_first_name()
@@ -260,6 +280,7 @@ _BY_ADDRESS: Final = re.compile(r"grub\.cfg-[0-9A-F]{8}", re.ASCII | re.IGNORECA
 def _at_root(path: str) -> Target:
     if path == "autoexec.ipxe":
         return Autoexec()
+    path = path.removeprefix("efiboot/")  # Warewulf's folder
     named = _config_of(path, None)
     if named is not None:
         return named
@@ -279,6 +300,9 @@ def _config_of(path: str, mac: Mac | None) -> PxelinuxConfig | GrubConfig | Refu
     """A configuration of PXELINUX or GRUB, in `mac`'s folder where that is not None. In a
     machine's own name ``01`` is ARP's type of Ethernet."""
     folder, _, name = path.rpartition("/")
+    named = _mac(name) if folder == "grub" else None
+    if named is not None:
+        return GrubConfig(named)  # ``grub/{mac}``, as Warewulf has it
     if folder == "pxelinux.cfg" and name.startswith("01-"):
         kind: type[PxelinuxConfig | GrubConfig] = PxelinuxConfig
         text = name.removeprefix("01-")

@@ -19,7 +19,7 @@ from posixpath import normpath
 from types import MappingProxyType
 from typing import Final, TypeVar
 
-from bootd import scripts
+from bootd import grub, pxelinux, scripts
 from bootd.config import checks, claims, files, layers, merge
 from bootd.config.faults import MAX_FAULTS, Fault, config_error
 from bootd.config.schema import BootdFile, NodesFile
@@ -166,7 +166,7 @@ class _Load:
             generation=generation,
         )
         if complete and not self.unread:
-            self.lines += scripts.check(made)
+            self.lines += [*scripts.check(made), *grub.check(made), *pxelinux.check(made)]
             end = time.monotonic() + patience
             unlike = replace(made, nodes=_unlike_first(made.nodes))
             self.lines += render.check(unlike, stop=lambda: time.monotonic() > end)

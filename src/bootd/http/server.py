@@ -19,7 +19,7 @@ from typing import Final, cast
 import structlog
 from aiohttp import web
 
-from bootd import metrics
+from bootd import loaders, metrics
 from bootd.boots.timeline import Boots
 from bootd.boots.unknown import Unknown
 from bootd.files import LoaderFiles
@@ -30,6 +30,7 @@ from bootd.http.deliver import deliver
 from bootd.http.events import Events
 from bootd.http.handlers.admin import page
 from bootd.http.handlers.boot import part
+from bootd.http.handlers.configs import config
 from bootd.http.handlers.files import blob, public, shared
 from bootd.http.handlers.runtime import runtime
 from bootd.http.handlers.script import script
@@ -259,6 +260,8 @@ class HttpServer:
                 return await public(site, asked, asking)
             case Blob(digest):
                 return await blob(site, asked, digest)
+            case File(loaders.GrubConfig() | loaders.PxelinuxConfig() as target):
+                return await config(site, asked, target)
             case File(target):
                 return await shared(site, asked, target)
             case Fixed(name):

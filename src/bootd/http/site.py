@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Final, Protocol
 
-from bootd.boots.gate import Gate
 from bootd import methods
+from bootd.boots.gate import Gate
 from bootd.boots.timeline import Boot, Boots
 from bootd.boots.unknown import Unknown
 from bootd.boots.window import Owner, owner

@@ -1,28 +1,64 @@
-"""What a file name asks for: a loader from disk, or a text made for the machine."""
+"""What a file name asks for: a loader from disk, a text for the machine, or a part of its boot.
+
+Parts of a boot are what HTTP is for. Loaders that have none get them here, under the same rules.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Final
 
-from bootd import files, loaders, scripts
+import structlog
+
+from bootd import configs, files, loaders, scripts
+from bootd.boots.gate import Gate, Shut
+from bootd.boots.ownfiles import own_files
+from bootd.boots.timeline import Boot, Stage
 from bootd.files import LoaderFiles
-from bootd.loaders import Autoexec, GrubConfig, Loader, PxelinuxConfig, Static
-from bootd.model import Mac, ServerAddress
+from bootd.loaders import (
+    Autoexec,
+    BootFile,
+    GrubConfig,
+    ImageFile,
+    Loader,
+    PxelinuxConfig,
+    Static,
+)
+from bootd.model import Image, Mac, Node, ServerAddress
+from bootd.overlay.cache import OverlayCache
+from bootd.overlay.template import RenderError
+from bootd.registry import Registry
+from bootd.templating import ScriptError
 from bootd.tftp.wire import ErrorCode
+
+log = structlog.get_logger()
+
+_DENIED: Final = ErrorCode.ACCESS_VIOLATION
+_STAGES: Final[Mapping[str, Stage]] = {
+    "kernel": Stage.KERNEL,
+    "initramfs": Stage.INITRAMFS,
+    "image": Stage.IMAGE,
+    "squashfs": Stage.IMAGE,
+}
+"""The files of an image that TFTP gives, and what they are to the timeline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What to send. `mac` is the machine's, where the path named it.
+    """What to send: `name` is for the log and never holds a token; `mac` is the machine's, where
+    the path or its token named it.
 
-    `counts` says whether it is a step of a boot: iPXE's ``autoexec.ipxe`` is three lines on the way
-    from the loader to the script, and neither.
+    `stage` is what it is of a boot. None, no step of one: iPXE's ``autoexec.ipxe`` is three lines
+    on the way from the loader to the script, and neither.
     """
 
     name: str
     data: bytes = field(repr=False)
     mac: Mac | None = None
-    counts: bool = True
+    stage: Stage | None = Stage.LOADER
 
 
 class Missing(Exception):
@@ -45,30 +81,120 @@ class Missing(Exception):
         self.optional = optional
 
 
-async def find(store: LoaderFiles, filename: bytes, server: ServerAddress) -> Content:
-    """The content for a request's file name as sent. Raises `Missing`."""
-    path = loaders.firmware_path(filename)
-    target = loaders.route(path)
-    match target:
-        case Autoexec(mac):
-            text = scripts.autoexec(server, mac)
-            return Content("autoexec.ipxe", text.encode(), mac, counts=False)
-        case Loader(name, mac):
-            return await _load(store, loaders.candidates(name), mac)
-        case Static(name):
-            return await _load(store, (name,), None)
-        case PxelinuxConfig(mac) | GrubConfig(mac):
-            # The site's own file, for the machine or for all; nothing is made for these yet.
-            return await _load(store, (_without_folder(path, mac),), mac)
-    raise Missing(target.reason, path, ErrorCode.ACCESS_VIOLATION, None, optional=False)
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A file name as it was sent, and by whom: the registry that was current then, the client's
+    address, ours as the client reaches it, and the time (monotonic seconds)."""
+
+    filename: bytes = field(repr=False)
+    registry: Registry
+    peer: IPv4Address
+    server: ServerAddress
+    now: float
 
 
-def _without_folder(path: str, mac: Mac | None) -> str:
-    """The path as it stands on disk, where one machine's folder is every machine's."""
-    cleaned = loaders.clean(path)
-    assert isinstance(cleaned, str), "it has been routed"
-    first, _, rest = cleaned.partition("/")
-    return rest if mac is not None and first not in ("grub", "pxelinux.cfg") and rest else cleaned
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that may be sent: `files` are loaders, `images` the folder that holds the images' files,
+    `gate` says who may have what of a boot, `overlays` (None: none are given) makes archives, and
+    `secrets` give each node its own key, the newest of them first."""
+
+    files: LoaderFiles
+    images: LoaderFiles
+    gate: Gate
+    overlays: OverlayCache | None = None
+    secrets: Sequence[bytes] = ()
+
+    async def find(self, request: Request) -> Content:
+        """The content that a request asks for. Raises `Missing`."""
+        path = loaders.firmware_path(request.filename)
+        part = loaders.boot_file(path)
+        if part is not None:
+            return await self._part(request, part)
+        target = loaders.route(path)
+        match target:
+            case Autoexec(mac):
+                text = scripts.autoexec(request.server, mac)
+                return Content("autoexec.ipxe", text.encode(), mac, None)
+            case Loader(name, mac):
+                return await _load(self.files, loaders.candidates(name), mac)
+            case Static(name):
+                return await _load(self.files, (name,), None)
+            case PxelinuxConfig() | GrubConfig():
+                return await self._config(request, target)
+        raise Missing(target.reason, path, ErrorCode.ACCESS_VIOLATION, None, optional=False)
+
+    async def _config(self, request: Request, target: configs.Target) -> Content:
+        """The site's own file where there is one, for the machine or for all; else ours."""
+        with suppress(Missing):
+            return await _load(self.files, configs.of_the_site(target), target.mac)
+        asker = configs.Asker(request.peer, request.server, request.now)
+        try:
+            made = configs.configuration(self.gate, request.registry, target, asker)
+        except ScriptError as error:
+            log.error("script.failed", kind="grub", mac=target.mac, reason=str(error))
+            raise Missing(
+                "template", "grub.cfg", ErrorCode.UNDEFINED, None, optional=False
+            ) from None
+        if made.fault and made.node is not None:
+            log.error("script.failed", node=made.node.name, mac=made.mac, reason=made.fault)
+        return Content(made.detail, made.text.encode(), made.mac, Stage.SCRIPT)
+
+    async def _part(self, request: Request, part: BootFile | ImageFile) -> Content:
+        registry = request.registry
+        if isinstance(part, ImageFile):
+            node = registry.by_mac.get(part.mac)
+            image = registry.images.get(node.image or "") if node is not None else None
+            if image is None or image.secret:
+                reason = "unknown-node" if node is None else "secret-image" if image else "no-image"
+                raise Missing(reason, part.role, _DENIED, part.mac, optional=False)
+            return await self._artefact(registry, image, part.role, part.mac)
+        try:
+            node, boot = self.gate.enter(registry, part.token, request.peer, request.now)
+        except Shut as shut:
+            raise Missing(shut.reason, _shown(part.part), _DENIED, None, optional=False) from None
+        if part.part == "system":
+            return await self._system(request, part.token, node, boot)
+        return await self._artefact(registry, boot.image_of(registry, node), part.part, boot.mac)
+
+    async def _artefact(
+        self, registry: Registry, image: Image | None, role: str, mac: Mac
+    ) -> Content:
+        found = image.artefacts.get(role) if image is not None else None
+        stage = _STAGES.get(role)
+        if found is None or stage is None:
+            raise Missing("not-found", _shown(role), ErrorCode.NOT_FOUND, mac, optional=False)
+        name = found.path.removeprefix(f"{images_folder(registry)}/")
+        loaded = await _load(self.images, (name,), mac)
+        if len(loaded.data) != found.size:
+            raise Missing("damaged", role, ErrorCode.UNDEFINED, mac, optional=False)
+        return Content(role, loaded.data, mac, stage)
+
+    async def _system(self, request: Request, token: str, node: Node, boot: Boot) -> Content:
+        if self.overlays is None:
+            raise Missing("not-found", "system", ErrorCode.NOT_FOUND, boot.mac, optional=False)
+        server, tls = request.server, request.registry.settings.http.tls
+        try:
+            archive = await self.overlays.get(request.registry, node, "system", server)
+        except RenderError as error:
+            log.error("overlay.failed", node=node.name, which="system", reason=str(error))
+            raise Missing(
+                "overlay", "system", ErrorCode.UNDEFINED, boot.mac, optional=False
+            ) from None
+        secure = server if tls is None else ServerAddress(server.ip, tls.port, "https")
+        own = own_files(server, secure, token, node, boot, self.secrets)
+        boot.server, boot.given["system"] = server.base, archive.etag
+        return Content("system", b"".join((own, *archive.segments)), boot.mac, Stage.OVERLAY)
+
+
+def images_folder(registry: Registry) -> str:
+    """Where the files of images are."""
+    return f"{registry.settings.state_dir}/images"
+
+
+def _shown(part: str) -> str:
+    """A part of a boot as the log shows it: it came off the wire, beside a token."""
+    return part if part in _STAGES or part == "system" else "part"
 
 
 async def _load(store: LoaderFiles, names: tuple[str, ...], mac: Mac | None) -> Content:

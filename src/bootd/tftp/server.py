@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
 
 from bootd import metrics
+from bootd.boots.gate import Gate
 from bootd.boots.timeline import Boots, Stage
 from bootd.files import LoaderFiles
 from bootd.model import Mac, ServerAddress, StartError, TftpSettings
+from bootd.overlay.cache import OverlayCache
 from bootd.registry import Current, Registry
 from bootd.tftp import wire
 from bootd.tftp.admission import Full, Places
-from bootd.tftp.content import Content, Missing, find
+from bootd.tftp.content import Content, Contents, Missing, Request, images_folder
 from bootd.tftp.frames import Burst, FrameStore
 from bootd.tftp.session import FIRST_PORT, Session
 from bootd.tftp.sockets import Arrival, Listener, OwnChannel, SharedChannel
@@ -62,7 +65,11 @@ class Network(Protocol):
 
 
 class TftpServer:
-    """Serves reads on ``tftp.port``; `now` reads the monotonic clock, in seconds."""
+    """Serves reads on ``tftp.port``; `now` reads the monotonic clock, in seconds.
+
+    `keys` sign boot tokens and `node_secrets` give nodes their keys, the newest of each first, for
+    loaders that know no HTTP; without `overlays` these get none.
+    """
 
     def __init__(
         self,
@@ -71,12 +78,18 @@ class TftpServer:
         boots: Boots,
         files: LoaderFiles,
         net: Network,
+        keys: Sequence[bytes],
+        node_secrets: Sequence[bytes] = (),
+        overlays: OverlayCache | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._current = current
         self._boots = boots
-        self._files = files
         self._net = net
+        self._images = LoaderFiles([Path(images_folder(current.registry))])
+        self._contents = Contents(
+            files, self._images, Gate(boots, keys, net.neighbour), overlays, node_secrets
+        )
         self._now = now
         self._listener: Listener | None = None
         self._group: asyncio.TaskGroup | None = None
@@ -140,6 +153,7 @@ class TftpServer:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
+        self._images.close()
 
     @property
     def _settings(self) -> TftpSettings:
@@ -156,7 +170,7 @@ class TftpServer:
                 self._arrived(arrival)
             except Exception:
                 metrics.EXCEPTIONS.labels("tftp").inc()
-                _log.exception("tftp.fault", client=arrival.peer[0], packet=arrival.data[:64].hex())
+                _log.exception("tftp.fault", client=arrival.peer[0], bytes=len(arrival.data))
 
     def _arrived(self, arrival: Arrival) -> None:
         if arrival.peer[1] < FIRST_PORT:
@@ -232,7 +246,15 @@ class TftpServer:
         try:
             registry = self._current.registry
             server = ServerAddress(session.local, registry.settings.http.port)
-            content = await find(self._files, session.request.filename, server)
+            content = await self._contents.find(
+                Request(
+                    session.request.filename,
+                    registry,
+                    IPv4Address(session.peer[0]),
+                    server,
+                    self._now(),
+                )
+            )
             if not session.closed:
                 self._begin(session, content, registry)
         except Missing as missing:
@@ -246,7 +268,7 @@ class TftpServer:
 
     def _begin(self, session: Session, content: Content, registry: Registry) -> None:
         settings = registry.settings.tftp
-        session.name, session.counts = content.name, content.counts
+        session.name, session.stage = content.name, content.stage
         session.mac = content.mac or self._machine(session.peer[0])
         blksize = settings.max_blksize or self._net.mtu(session.interface) - _IP_UDP_TFTP
         limits = Limits(
@@ -300,14 +322,27 @@ class TftpServer:
     def verified(self, session: Session) -> None:
         """The client has acknowledged something; once."""
         self._places.verified(session.peer)
-        if session.counts and session.mac is not None and session.transfer is not None:
-            session.step = self._boots.begin(
-                session.mac,
-                Stage.LOADER,
-                self._now(),
-                detail=f"tftp {session.name}",
-                size=len(session.transfer.frames.data),
-            )
+        if session.mac is None or session.transfer is None or session.stage is None:
+            return
+        if session.stage is Stage.SCRIPT:
+            self._scripted(session.mac)
+        session.step = self._boots.begin(
+            session.mac,
+            session.stage,
+            self._now(),
+            detail=f"tftp {session.name}",
+            size=len(session.transfer.frames.data),
+        )
+
+    def _scripted(self, mac: Mac) -> None:
+        """The machine has its boot loader's configuration, which is its script."""
+        boot = self._boots.of(mac)
+        if boot is None:
+            return
+        if not boot.reached(Stage.SCRIPT):
+            seconds = self._now() - boot.started
+            metrics.BOOT_SECONDS.labels(Stage.SCRIPT.value).observe(seconds)
+        self._boots.retrying(boot)
 
     def ended(self, session: Session) -> None:
         """It is over; once."""

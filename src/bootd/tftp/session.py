@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 from math import inf
 from typing import Final, Protocol
 
-from bootd.boots.timeline import Step
+from bootd.boots.timeline import Stage, Step
 from bootd.model import Mac
 from bootd.tftp import wire
 from bootd.tftp.admission import Peer
@@ -58,8 +58,8 @@ class Session:
         self.interface = interface
         self.began = now()
         self.name = ""
-        self.counts = True
-        """False where what is read is no step of a boot."""
+        self.stage: Stage | None = None
+        """What is read is of a boot; None where it is no step of one."""
         self.mac: Mac | None = None
         self.step: Step | None = None
         self.transfer: Transfer | None = None

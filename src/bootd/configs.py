@@ -1,0 +1,149 @@
+"""What a boot loader that is not iPXE is given: GRUB's and PXELINUX's configuration of a node.
+
+Pure. Asked by TFTP or by HTTP, with a MAC address in the path or from an address that tells it, the
+answer is the same, and holds a token under the same conditions as the iPXE script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Final, NamedTuple
+
+from bootd import grub, pxelinux, scripts
+from bootd.boots import window
+from bootd.boots.gate import Gate
+from bootd.boots.timeline import Boot
+from bootd.loaders import GrubConfig, PxelinuxConfig
+from bootd.model import BootTarget, Mac, Node, ServerAddress, UnknownPolicy, dashed
+from bootd.registry import Registry
+from bootd.templating import ScriptError
+
+Target = GrubConfig | PxelinuxConfig
+
+_MENDED_BY_DHCP: Final = frozenset(("no-boot", "up", "window-closed"))
+"""Refusals that a machine ends by starting again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a machine says of itself; TFTP carries none of it."""
+
+    uuid: str = ""
+    serial: str = ""
+    asset_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration. `kind` is ``grub`` or ``pxelinux``, `detail` what the timeline says of it:
+    that, and why it holds no token. `fault` says what is wrong with the node's own."""
+
+    text: str = field(repr=False)
+    kind: str
+    mac: Mac | None
+    node: Node | None
+    detail: str
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, when (monotonic seconds), and our address as it reaches it."""
+
+    peer: IPv4Address
+    server: ServerAddress
+    now: float
+    said: Said = Said()
+
+
+class _Kind(NamedTuple):
+    """What makes the configurations of one loader."""
+
+    name: str
+    render: Callable[..., str]
+    hold: Callable[..., str]
+    local: Callable[..., str]
+
+
+_GRUB: Final = _Kind("grub", grub.render, grub.render_hold, grub.render_local)
+_PXELINUX: Final = _Kind("pxelinux", pxelinux.render, pxelinux.render_hold, pxelinux.render_local)
+
+
+def of_the_site(target: Target) -> tuple[str, ...]:
+    """The names of files that a site may put among its boot loaders, to be served instead."""
+    if isinstance(target, PxelinuxConfig):
+        return (f"pxelinux.cfg/01-{dashed(target.mac)}",)
+    own = () if target.mac is None else (f"grub/grub.cfg-01-{dashed(target.mac)}",)
+    return (*own, "grub/grub.cfg")
+
+
+def configuration(gate: Gate, registry: Registry, target: Target, asker: Asker) -> Config:
+    """The configuration for whoever asks. There always is one: a loader that finds none stops at a
+    prompt that nobody sees. Raises `ScriptError` where a template for all machines fails."""
+    server = grub.reached(asker.server, registry)
+    mac = target.mac if target.mac is not None else gate.machine(registry, asker.peer)
+    if mac is None:
+        why = "the server does not know who has its address"
+        text = grub.render_hold(registry, None, server, why=why, node=None)
+        return Config(text, "grub", None, None, "hold")
+    kind = _GRUB if isinstance(target, GrubConfig) else _PXELINUX
+    node = _node(registry, mac)
+    if node is None:
+        text = kind.hold(registry, mac, server, why="no node has its MAC address", node=None)
+        return Config(text, kind.name, mac, None, "hold")
+    try:
+        if node.boot is BootTarget.LOCAL:
+            text, detail = kind.local(registry, node, mac, server), "local"
+        else:
+            text, detail = _boot(kind, gate, registry, node, mac, server, asker)
+        return Config(text, kind.name, mac, node, f"{kind.name} {detail}".rstrip())
+    except ScriptError as error:
+        why = str(error)
+        text = kind.hold(registry, mac, server, why=why, node=node)
+        return Config(text, kind.name, mac, node, f"{kind.name} hold", fault=why)
+
+
+def _node(registry: Registry, mac: Mac) -> Node | None:
+    node = registry.by_mac.get(mac)
+    if node is None and registry.settings.dhcp.unknown is UnknownPolicy.DEFAULT:
+        return registry.default
+    return node
+
+
+def _boot(
+    kind: _Kind,
+    gate: Gate,
+    registry: Registry,
+    node: Node,
+    mac: Mac,
+    server: ServerAddress,
+    asker: Asker,
+) -> tuple[str, str]:
+    boot = gate.boots.of(mac)
+    why = _refused(gate, registry, node, mac, boot, asker)
+    if boot is None or why:
+        plan = scripts.plan(registry, node, mac, server)
+        ask = why in _MENDED_BY_DHCP and scripts.can_ask(registry)
+        return kind.render(registry, plan, why=window.SENTENCES[why], ask=ask), why
+    token = gate.token(boot, asker.peer)
+    plan = scripts.plan(registry, node, mac, server, token=token, boot_id=boot.id)
+    text = kind.render(registry, plan)
+    boot.image = plan.image
+    return text, ""
+
+
+def _refused(
+    gate: Gate, registry: Registry, node: Node, mac: Mac, boot: Boot | None, asker: Asker
+) -> str:
+    """Why this machine gets no token now; empty where it does."""
+    said = asker.said
+    wrong = window.identity(
+        node,
+        uuid=said.uuid,
+        serial=said.serial,
+        asset_key=said.asset_key,
+        required=registry.settings.security.asset_key == "required",
+    )
+    return wrong or window.grant(boot, asker.peer, gate.link(registry, mac, asker.peer), asker.now)
