@@ -15,6 +15,7 @@ import pytest
 
 from bootd.boots import warewulf
 from bootd.model import NetDev, SecuritySettings
+from bootd.overlay.compress import compress
 from tests.http_site import (
     HERE,
     INITRAMFS,
@@ -25,6 +26,7 @@ from tests.http_site import (
     STRANGER,
     Reply,
     Service,
+    artefact,
     read_reply,
     serving,
 )
@@ -342,3 +344,38 @@ async def test_the_runtime_overlay_comes_by_token_too(service: Service) -> None:
 
     assert SECRET in (await service.get(f"/b/{token}/runtime")).body
     assert (await service.get(f"/b/{token}/runtime", source="127.0.0.2")).status == 403
+
+
+@pytest.mark.parametrize("form", ["gz", "zst"])
+@pytest.mark.parametrize("stored", ["", "gz", "zst"])
+async def test_files_of_an_image_come_compressed_as_was_asked(
+    service: Service, stored: str, form: str
+) -> None:
+    content = b"070701" + bytes(range(256)) * 20_000
+    # As parallel compressors write: several members or frames.
+    halves = (content[:3_000_000], content[3_000_000:])
+    data = b"".join(compress([half], stored) for half in halves) if stored else content
+    image = service.registry.images["debian"]
+    files = {**image.artefacts, "image": artefact(service.folder, "image", data)}
+    changed = replace(image, artefacts=files)
+    service.current.swap(replace(service.registry, images={"debian": changed}))
+
+    reply = await ask(service, f"/provision/{DASHED}?stage=image&compress={form}", low=False)
+
+    assert reply.status == 200
+    assert unpacked(reply.body, form) == content
+    assert ("Content-Length" in reply.headers) == (form == stored)
+    assert "Content-Encoding" not in reply.headers
+    assert (await ask(service, f"/image/{DASHED}", low=False)).body == data
+
+
+async def test_a_damaged_file_is_no_whole_answer_in_another_form(service: Service) -> None:
+    image = service.registry.images["debian"]
+    data = compress([bytes(9_000_000)], "gz")[:-8] + bytes(8)  # another checksum
+    files = {**image.artefacts, "image": artefact(service.folder, "image", data)}
+    changed = replace(image, artefacts=files)
+    service.current.swap(replace(service.registry, images={"debian": changed}))
+
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError, ValueError)):
+        await ask(service, f"/image/{DASHED}?compress=zst", low=False)
+    assert (await service.get("/healthz")).status == 200

@@ -13,6 +13,7 @@ from bootd.boots.timeline import Step
 from bootd.http.admission import Ticket
 from bootd.http.ranges import http_date
 from bootd.model import EMPTY, Mac, ServerAddress
+from bootd.overlay.compress import ENCODINGS
 from bootd.registry import Registry
 
 TEXT: Final = "text/plain; charset=utf-8"
@@ -107,6 +108,16 @@ class Asked:
         return "".join(char if char.isprintable() else "?" for char in value)
 
 
+def asked_form(asked: Asked) -> str:
+    """What ``?compress=`` asks for: ``gz``, ``zst``, or nothing. Raises `NotFound`."""
+    said = asked.said("compress")
+    if said in ("", "none"):
+        return ""
+    if said not in ENCODINGS:
+        raise NotFound(f"compress is one of {', '.join(ENCODINGS)}", "unknown-encoding")
+    return said
+
+
 class OpenFile:
     """A file that is open, `size` bytes as of then; whoever has it closes it."""
 
@@ -136,7 +147,8 @@ class Answer:
 
     `etag` is a strong validator in its quotes, or empty: then there are no ranges. `node`, `mac`
     and `boot` go into the log, which only debugging shows where `quiet`; `step` is counted up as
-    bytes leave; `ticket` is its place among the large transfers.
+    bytes leave; `ticket` is its place among the large transfers; `holds` is a file that the body is
+    made from.
     """
 
     body: Pieces | OpenFile | AsyncGenerator[bytes, None]
@@ -152,6 +164,7 @@ class Answer:
     step: Step | None = None
     reason: str = ""
     ticket: Ticket | None = None
+    holds: OpenFile | None = None
     quiet: bool = False
 
     @property
@@ -163,5 +176,6 @@ class Answer:
 
     def close(self) -> None:
         """Let go of what the body holds."""
-        if isinstance(self.body, OpenFile):
-            self.body.close()
+        for held in (self.body, self.holds):
+            if isinstance(held, OpenFile):
+                held.close()

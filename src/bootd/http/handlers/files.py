@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
 from bootd import files, loaders, scripts
 from bootd.boots.timeline import Boot, Stage
+from bootd.http import recode
 from bootd.http.answer import (
     BINARY,
     IMMUTABLE,
@@ -16,7 +18,9 @@ from bootd.http.answer import (
     Asked,
     Denied,
     NotFound,
+    OpenFile,
     Refusal,
+    asked_form,
     content_type,
     not_now,
 )
@@ -44,7 +48,7 @@ async def artefact(
     found = image.artefacts.get(role) if image is not None else None
     if image is None or found is None:
         raise NotFound(f"this node's image has no {role}", "no-image")
-    answer = await _opened(site, asked, found, node, boot)
+    answer = await _in_form(site, asked, await _opened(site, asked, found, node, boot))
     answer.node = node.name
     if boot is not None and asked.method != "HEAD":
         answer.boot = boot.id
@@ -53,8 +57,22 @@ async def artefact(
             STAGES[role],
             asked.now,
             detail=f"{image.name} {image.generation}",
-            size=found.size,
+            size=answer.size or None,
         )
+    return answer
+
+
+async def _in_form(site: Site, asked: Asked, answer: Answer) -> Answer:
+    """`answer` in the compression that was asked for: as it is where it has that, else made while
+    it is sent, of unknown length. Raises `NotFound`."""
+    form = asked_form(asked)
+    if not form or not isinstance(answer.body, OpenFile):
+        return answer
+    answer.holds = opened = answer.body
+    loop = asyncio.get_running_loop()
+    if await loop.run_in_executor(site.disk, recode.form_of, opened) != form:
+        answer.body = recode.recoded(opened, form, site.disk)
+        answer.etag = answer.modified = ""
     return answer
 
 

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Final
 
 import structlog
 
-from bootd.http.answer import BINARY, Answer, Asked, Denied, NotFound, Refusal
+from bootd.http.answer import BINARY, Answer, Asked, Denied, Refusal, asked_form
 from bootd.http.site import Site
 from bootd.model import Node, ServerAddress
-from bootd.overlay.compress import ENCODINGS, prefixed
+from bootd.overlay.compress import prefixed
 from bootd.overlay.render import Which
 from bootd.overlay.template import RenderError
 
 log = structlog.get_logger()
-
-_PLAIN: Final[Mapping[str, str]] = {"": "", "none": ""}
-
-
-def encoding(asked: Asked) -> str:
-    """What ``?compress=`` asks for: ``gz``, ``zst``, or nothing. Raises `NotFound`."""
-    said = asked.said("compress")
-    if said in ENCODINGS:
-        return said
-    if said in _PLAIN:
-        return ""
-    raise NotFound(f"compress is one of {', '.join(ENCODINGS)}", "unknown-encoding")
 
 
 def tag(etag: str, form: str) -> str:
@@ -74,7 +60,7 @@ async def overlay(
 
     `own` are entries of this boot that go before it, without a trailer. Raises `Refusal`.
     """
-    form = encoding(asked)
+    form = asked_form(asked)
     try:
         plain = await site.overlays.get(asked.registry, node, which, asked.server)
         pieces = plain.segments

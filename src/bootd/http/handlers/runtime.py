@@ -10,9 +10,9 @@ import structlog
 from bootd import metrics
 from bootd.boots import nodekeys
 from bootd.boots.timeline import Boot, Refresh
-from bootd.http.answer import BINARY, TEXT, Answer, Asked, Denied, Refusal
+from bootd.http.answer import BINARY, TEXT, Answer, Asked, Denied, Refusal, asked_form
 from bootd.http.handlers.identity import admit_running
-from bootd.http.handlers.overlays import digest, encoding, overlay, refuse_plain, tag
+from bootd.http.handlers.overlays import digest, overlay, refuse_plain, tag
 from bootd.http.handlers.warewulf import refreshed
 from bootd.http.routes import Runtime
 from bootd.http.site import Site
@@ -69,13 +69,13 @@ def _boot(site: Site, asked: Asked, mac: Mac, node: Node) -> Boot:
     boot = site.boots.running(mac, said if _BOOT_ID.fullmatch(said) else "", node.name, asked.now)
     if boot.address is None:
         boot.address = asked.peer
-    boot.server = asked.server.base
+    boot.server = boot.server or asked.server.base
     return boot
 
 
 async def _overlay(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
     """The archive; or nothing where the node has it, without making it again."""
-    form = encoding(asked)
+    form = asked_form(asked)
     had = asked.headers.get("If-None-Match", "")
     if had:
         etag = await digest(site, asked, node, "runtime")
@@ -88,9 +88,16 @@ async def _overlay(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
 
 def _unchanged(asked: Asked, boot: Boot, etag: str) -> None:
     if asked.method != "HEAD":
-        boot.given["runtime"] = etag
+        _has(boot, etag)
         boot.refresh = Refresh(asked.now, "unchanged", etag)
         metrics.REFRESHES.labels("unchanged").inc()
+
+
+def _has(boot: Boot, digest: str) -> None:
+    """The node has the runtime overlay with that digest; another one is compared anew."""
+    if boot.given.get("runtime") != digest:
+        boot.given["runtime"] = digest
+        boot.stale = None
 
 
 def _reported(asked: Asked, node: Node, boot: Boot) -> Answer:
@@ -103,7 +110,7 @@ def _reported(asked: Asked, node: Node, boot: Boot) -> Answer:
     error = asked.said("error", MAX_ERROR)
     boot.refresh = Refresh(asked.now, result, digest, changed, hooks, error)
     if result != "failed" and digest:
-        boot.given["runtime"] = digest
+        _has(boot, digest)
     metrics.REFRESHES.labels(result).inc()
     tell = log.warning if result == "failed" or hooks else log.info
     tell(
