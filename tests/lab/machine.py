@@ -30,6 +30,7 @@ class Firmware(StrEnum):
     UEFI_ROM = "uefi-rom"  # UEFI, the network card's ROM is iPXE
     ARM64 = "arm64"  # EDK2's PXE client on an arm64 machine
     SECURE = "secure"  # EDK2's PXE client, Secure Boot with Microsoft's keys
+    SECURE_HTTP = "secure-http"  # EDK2's HTTP boot, Secure Boot with Microsoft's keys
 
 
 def _need(path: Path, package: str) -> Path:
@@ -58,7 +59,7 @@ def _flash(code: str, variables: Path) -> list[str]:
 def _uefi(firmware: Firmware, mac: str, folder: Path) -> list[str]:
     # OVMF keeps boot options in its variables: each machine has a copy. EDK2 2024 and later has no
     # network without a random number source, hence virtio-rng and a processor with rdrand.
-    secure = firmware is Firmware.SECURE
+    secure = firmware in (Firmware.SECURE, Firmware.SECURE_HTTP)
     template = "OVMF_VARS_4M.ms.fd" if secure else "OVMF_VARS_4M.fd"
     variables = folder / "OVMF_VARS.fd"
     shutil.copyfile(_need(OVMF / template, "ovmf"), variables)
@@ -72,7 +73,7 @@ def _uefi(firmware: Firmware, mac: str, folder: Path) -> list[str]:
     if secure:
         arguments += ["-global", "driver=cfi.pflash01,property=secure,value=on",
                       "-global", "ICH9-LPC.disable_s3=1"]  # fmt: skip
-    if firmware is Firmware.UEFI_HTTP:
+    if firmware in (Firmware.UEFI_HTTP, Firmware.SECURE_HTTP):
         for name in ("IPv4PXESupport", "IPv6PXESupport", "IPv6Support"):
             arguments += ["-fw_cfg", f"name=opt/org.tianocore/{name},string=n"]
     return arguments
