@@ -31,6 +31,7 @@ from bootd.claiming import Claiming
 from bootd.config.load import load
 from bootd.dhcp.server import DhcpServer
 from bootd.files import LoaderFiles, search_path
+from bootd.history import History
 from bootd.http.server import HttpServer
 from bootd.model import ConfigError, LogSettings, Settings, StartError
 from bootd.net import Interfaces
@@ -223,7 +224,10 @@ class Daemon:
         boots.on_up = memory.node_up
         unknown = Unknown()
         reloader = self._make_reloader(current, boots, unknown, memory)
+        history = History(boots, settings.state_dir)
+        await history.load(lambda mac: node.name if (node := registry.by_mac.get(mac)) else None)
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(history.save)
             self._services = self._make_services(
                 current, boots, unknown, (keys, node_secrets), reloader, stack
             )
@@ -236,7 +240,12 @@ class Daemon:
             if self._hup_early:
                 reloader.request()
             runs = {name: service.run for name, service in self._services.items()}
-            others = {"reload": reloader.run, "memory": memory.run, "lag": health.measure_lag}
+            others = {
+                "reload": reloader.run,
+                "memory": memory.run,
+                "history": history.run,
+                "lag": health.measure_lag,
+            }
             return await self._live(runs | others, registry)
 
     def _make_services(

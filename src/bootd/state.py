@@ -4,6 +4,7 @@
 ``keys/nodes/``   what the keys of running nodes are made from; likewise
 ``learned.json``  nodes whose ``boot: once`` is spent
 ``claims.yaml``   MAC addresses claimed for nodes
+``boots.jsonl``   the last boots of every node (`history`)
 
 Every write is to a temporary file, fsync, rename: a reader sees the old file or the new one.
 """

@@ -68,9 +68,9 @@ class Gate:
         if node is None:
             raise Shut("unknown-node")
         boot = self.boots.of(claims.mac)
-        if boot is None:
+        until = claims.expires - self.boots.offset
+        if boot is None or self.boots.missed(boot, claims.boot_id, until):
             # Signed by us, and we know nothing of it: this process was started in the middle of it.
-            until = claims.expires - self.boots.offset
             boot = self.boots.adopt(claims.mac, claims.boot_id, node.name, until, now)
             boot.address = claims.address
         reason = window.admit(boot, claims, peer, self.link(registry, claims.mac, peer), now)

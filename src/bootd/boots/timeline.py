@@ -8,7 +8,7 @@ for people are `now` plus the offset given to `Boots`. Memory is bounded by what
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -154,6 +154,7 @@ class Boots:
         self._max_unknown = max_unknown
         self._known: dict[Mac, _Machine] = {}
         self._unknown: OrderedDict[Mac, _Machine] = OrderedDict()
+        self._unseen: set[Mac] = set()  # whose latest boot is known from an earlier process only
 
     def of(self, mac: Mac) -> Boot | None:
         """The latest boot of this MAC, or None."""
@@ -170,6 +171,37 @@ class Boots:
             for machine in list(machines.values()):
                 yield machine.boot
 
+    def kept(self) -> Iterator[Boot]:
+        """All boots of nodes: everyone's latest one, then the ones before, newest first."""
+        machines = list(self._known.values())
+        yield from (machine.boot for machine in machines)
+        for back in range(1, KEPT_BOOTS + 1):
+            yield from (m.previous[-back] for m in machines if len(m.previous) >= back)
+
+    def restore(self, boots: Iterable[Boot]) -> None:
+        """Take boots that an earlier process kept, in the order of `kept`, where this one has seen
+        none of their machine yet."""
+        fresh: dict[Mac, _Machine] = {}
+        for boot in boots:
+            if boot.node is None or boot.mac in self._known:
+                continue
+            machine = fresh.get(boot.mac)
+            if machine is None:
+                fresh[boot.mac] = _Machine(boot)
+            elif len(machine.previous) < KEPT_BOOTS:
+                machine.previous.appendleft(boot)
+        self._known.update(fresh)
+        self._unseen |= fresh.keys()
+
+    def missed(self, boot: Boot, boot_id: str, until: float) -> bool:
+        """Whether a token of boot `boot_id`, good `until` then, tells of a boot that came after
+        `boot` and was lost: this process was started in the middle of it, and the one before did
+        not live to write it down."""
+        if boot.id == boot_id or boot.mac not in self._unseen:
+            return False
+        # A token is good for `window` from its machine's last DHCP packet, and up to a second more.
+        return until - 1 - self.window >= boot.seen
+
     def discover(
         self, mac: Mac, node: str | None, kind: ClientKind, arch: Arch | int | None, now: float
     ) -> Boot:
@@ -179,6 +211,7 @@ class Boots:
             boot = self._start(Boot(self._new_id(), mac, node, now, now, kind, arch))
         elif node != boot.node:
             self._rename(boot, node)
+        self._unseen.discard(mac)
         boot.seen = now
         boot.window = now + self.window
         return boot
@@ -272,6 +305,7 @@ class Boots:
         machine = _Machine(boot)
         if old is not None:
             machine.previous.extend((*old.previous, old.boot))
+        self._unseen.discard(boot.mac)
         machines[boot.mac] = machine
         while len(self._unknown) > self._max_unknown:
             self._unknown.popitem(last=False)

@@ -55,7 +55,7 @@ def timeline(node: str, config: str, as_json: bool) -> None:
         print_json(answer)
         return
     if not answer["boots"]:
-        click.echo(f"{node}: no boot seen since the daemon started")
+        click.echo(f"{node}: no boot seen yet")
     for boot in answer["boots"]:
         click.echo(_describe(answer["node"] or "unknown", boot))
 

@@ -57,9 +57,9 @@ def opened(site: Site, asked: Asked, token: str) -> tuple[Node, Boot]:
     if node is None:
         raise _denied("unknown-node")
     boot = site.boots.of(claims.mac)
-    if boot is None:
+    until = claims.expires - site.boots.offset
+    if boot is None or site.boots.missed(boot, claims.boot_id, until):
         # Signed by us, and we know nothing of it: this process was started in the middle of it.
-        until = claims.expires - site.boots.offset
         boot = site.boots.adopt(claims.mac, claims.boot_id, node.name, until, asked.now)
         boot.address = claims.address
     reason = window.admit(
