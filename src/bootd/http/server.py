@@ -12,6 +12,7 @@ import random
 import ssl
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Final, cast
@@ -64,6 +65,8 @@ BACKLOG: Final = 4096
 HANDSHAKE: Final = 15.0
 """Seconds for a TLS handshake."""
 TICK: Final = 1.0
+LAST_MOMENT: Final = 0.05
+"""Seconds for what is cut at the end to notice."""
 _READ: Final = ("GET", "HEAD")
 _TELL: Final = ("GET", "POST")
 _FATAL: Final = frozenset({"body", "malformed"})
@@ -171,14 +174,17 @@ class HttpServer:
 
     async def stop(self, deadline: float) -> None:
         """Take no more connections, let answers end until `deadline` (loop time), then close."""
-        loop = asyncio.get_running_loop()
         self._stopping = True
         for listener in self._listeners:
             listener.close()
         self._site.events.close()
         if self._http is not None:
             self._http.pre_shutdown()
-            await self._http.shutdown(max(deadline - loop.time(), 0.0))
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._http.shutdown(None)
+            # aiohttp takes its limit twice, and 0 for none at all.
+            await self._http.shutdown(LAST_MOMENT)
         self._disk.shutdown(wait=False, cancel_futures=True)
 
     # ---- one request -----------------------------------------------------------------------------
