@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any, Final
 
-from bootd import scripts
+from bootd import methods, scripts
 from bootd.config.explain import explain as values_of
 from bootd.dhcp.policy import Ignore, Offer, decide
 from bootd.dhcp.wire import REQUEST, Message, encode
+from bootd.methods import NOBODY, Machine
 from bootd.model import Arch, BootTarget, Mac, Node, ServerAddress, UnknownPolicy
 from bootd.overlay.render import render
 from bootd.overlay.template import RenderError
@@ -124,9 +125,10 @@ def _option(code: int, value: bytes) -> str:
 
 
 def boot_script(
-    registry: Registry, node: Node | None, mac: Mac, us: ServerAddress
+    registry: Registry, node: Node | None, mac: Mac, us: ServerAddress, machine: Machine = NOBODY
 ) -> dict[str, Any]:
-    """The iPXE script inside a boot window: which kind, from which template, its text."""
+    """The iPXE script inside a boot window: which kind, from which template, its text; and for a
+    boot how its root comes, and why so."""
     why = "no node has this MAC address"
     if node is not None and node.boot is BootTarget.LOCAL:
         template = registry.templates[scripts.LOCAL]
@@ -135,9 +137,18 @@ def boot_script(
     if node is not None:
         try:
             template = registry.templates[scripts.template_name(node)]
-            plan = scripts.plan(registry, node, mac, us, token=TOKEN, boot_id="BOOT")
-            text = scripts.render_ipxe(plan, template)
-            return {"kind": "boot", "template": template.source, "why": "", "text": text}
+            plan = scripts.plan(
+                registry, node, mac, us, token=TOKEN, boot_id="BOOT", machine=machine
+            )
+            return {
+                "kind": "boot",
+                "template": template.source,
+                "why": "",
+                "text": scripts.render_ipxe(plan, template),
+                "method": plan.method.value,
+                "reason": plan.reason,
+                "kernel": plan.kernel_version,
+            }
         except scripts.ScriptError as error:
             why = str(error)
     template = registry.templates[scripts.HOLD]
@@ -148,7 +159,7 @@ def boot_script(
 def files(registry: Registry, node: Node, us: ServerAddress) -> dict[str, Any]:
     """What the script fetches: the image's files, and every path of the system overlay."""
     image = registry.images.get(node.image or "")
-    artefacts = image.artefacts if image is not None else {}
+    artefacts = methods.files_for(node, image).artefacts if image is not None else {}
     answer: dict[str, Any] = {
         "image": [
             {"role": role, "path": file.path, "bytes": file.size, "sha256": file.sha256}
@@ -192,9 +203,16 @@ def explain(
         "server": us.base,
         "values": resolved(given) if given is not None else [],
         "dhcp": [dhcp_answer(registry, question, us) for question in questions],
-        "script": boot_script(registry, given, mac, us) if mac is not None else None,
+        "script": boot_script(registry, given, mac, us, _machine(questions)) if mac else None,
         "files": files(registry, given, us) if given is not None else None,
     }
+
+
+def _machine(questions: list[Question]) -> Machine:
+    """What the questions say of the firmware; memory is nothing that DHCP tells."""
+    if not questions:
+        return NOBODY
+    return Machine(bios=questions[0].arch in (Arch.X86_BIOS, Arch.X86_BIOS_HTTP))
 
 
 def _decision(node: Node | None, mac: Mac | None, policy: UnknownPolicy) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import click
 
 from bootd.cli.common import config_option, json_option, print_json, refuse
+
+_SHOWN: Final = 20
+"""Warnings that are shown one by one."""
 
 
 @click.command()
@@ -17,8 +21,10 @@ def check(config: str, as_json: bool) -> None:
 
     Exit code 0 and a summary, or 2 and all faults as file:line:column: where: what.
     """
+    from bootd import scripts
     from bootd.config.load import load
     from bootd.model import ConfigError
+    from bootd.text import escape
 
     try:
         registry = load(config, patience=math.inf)
@@ -27,12 +33,14 @@ def check(config: str, as_json: bool) -> None:
             print_json({"ok": False, "faults": list(error.faults)})
             raise click.exceptions.Exit(2) from None
         refuse(error.faults)
+    waiting = scripts.unbootable(registry)
     without = [node.name for node in registry.nodes.values() if not node.macs]
     summary = {
         "ok": True,
         "faults": [],
         "nodes": len(registry.nodes),
         "nodes_without_mac": without,
+        "warnings": waiting,
         "images": sorted(registry.images),
         "overlays": sorted(registry.overlays),
     }
@@ -43,6 +51,10 @@ def check(config: str, as_json: bool) -> None:
         f"{config}: in order. {len(registry.nodes)} nodes, images: "
         f"{', '.join(sorted(registry.images)) or 'none'}, {len(registry.overlays)} overlays"
     )
+    for sentence in waiting[:_SHOWN]:
+        click.echo(f"warning: {escape(sentence)}: it will wait, not boot")
+    if len(waiting) > _SHOWN:
+        click.echo(f"warning: and {len(waiting) - _SHOWN} more nodes")
     if without:
         from bootd.text import fold
 

@@ -146,6 +146,9 @@ def _describe(answer: dict[str, Any]) -> str:
     parts += [_dhcp(each) for each in answer["dhcp"]]
     script = answer["script"]
     if script is not None:
+        if script.get("method"):
+            kernel = f"kernel {script['kernel']}, " if script["kernel"] else ""
+            parts.append(f"Root: {kernel}method {script['method']}: {escape(script['reason'])}")
         why = f": {escape(script['why'])}" if script["why"] else ""
         title = f"Script ({script['kind']}{why}), from {script['template']}"
         parts.append(_section(title, script["text"].rstrip()))

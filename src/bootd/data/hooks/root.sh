@@ -7,11 +7,12 @@
 # What it leaves: the root mounted, and below /run/bootd-root (0700) what the root is made of:
 # image/root.squashfs in RAM, lower (the squashfs), layer (what is written; half of the memory).
 
-BOOTD_PLACE=/run/bootd-root
+BOOTD_PLACE=${BOOTD_PLACE:-/run/bootd-root}
+BOOTD_CONSOLE=${BOOTD_CONSOLE:-/dev/console}
 BOOTD_TRIES=5
 
 bootd_say() {
-    echo "bootd: $*" > /dev/console
+    echo "bootd: $*" >> "$BOOTD_CONSOLE"
 }
 
 # Seconds, then what comes: shown as it passes, so that nobody thinks the machine hangs.
@@ -20,11 +21,11 @@ bootd_countdown() {
     bootd_line="bootd: $2 in $1 s:"
     while [ "$bootd_left" -gt 0 ]; do
         bootd_line="$bootd_line $bootd_left..."
-        printf '\r%s' "$bootd_line" > /dev/console
+        printf '\r%s' "$bootd_line" >> "$BOOTD_CONSOLE"
         sleep 1
         bootd_left=$((bootd_left - 1))
     done
-    echo > /dev/console
+    echo >> "$BOOTD_CONSOLE"
 }
 
 # One GET: $1 to the file $2, going on where an earlier try ended. The tool's words go to $3.
