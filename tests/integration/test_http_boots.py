@@ -63,7 +63,7 @@ class Killable(Daemon):
 class Network:
     """bootd's host, a node and another node, in one network; `http` is the section's settings."""
 
-    def __init__(self, site: Site, folder: Path, **http: Any) -> None:
+    def __init__(self, site: Site, folder: Path, nodes: str = NODES, **http: Any) -> None:
         self.site = site
         for host in ("boot", "node", "other"):
             site.host(host)
@@ -75,7 +75,7 @@ class Network:
         folder.mkdir()
         settings = {"interfaces": [], "dhcp": {}, "tftp": {}, "http": {"port": 9873, **http}}
         with site.inside("boot"):
-            self.daemon = Killable(folder, nodes=NODES, settings=settings)
+            self.daemon = Killable(folder, nodes=nodes, settings=settings)
         (folder / "kernel").write_bytes(kernel())
         (folder / "initramfs").write_bytes(initramfs())
         command(
