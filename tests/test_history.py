@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from ipaddress import IPv4Address
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 import pytest
@@ -59,6 +60,12 @@ def full(**changes: Any) -> Boot:
 def boots(offset: float = BEFORE) -> Boots:
     numbers = count(1)
     return Boots(new_id=lambda: f"{next(numbers):016x}", offset=offset)
+
+
+def test_an_image_as_it_is_read_from_disk_is_kept() -> None:
+    frozen = replace(IMAGE, artefacts=MappingProxyType(dict(IMAGE.artefacts)))
+
+    assert parse(dump(full(outcome="", image=frozen), BEFORE), BEFORE).image == IMAGE
 
 
 def test_the_example_has_every_field() -> None:

@@ -8,6 +8,7 @@ and whoever reads; a line of another version loses what it cannot say, or is ref
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -39,6 +40,9 @@ def dump(boot: Boot, offset: float) -> bytes:
     """One boot as one line, without its end. `offset` is wall-clock less monotonic seconds."""
     # A boot that is over needs its image no more; the others keep the generation they began with.
     left_out = {"image"} if boot.outcome == "up" else None
+    if boot.image is not None and left_out is None:
+        # pydantic writes no mappingproxy, which is what an image from the disk has.
+        boot = replace(boot, image=replace(boot.image, artefacts=dict(boot.image.artefacts)))
     value = _boots.dump_python(boot, mode="json", exclude=left_out, exclude_defaults=True)
     _shift(value, Boot, offset)
     for step in value.get("steps", ()):
