@@ -312,18 +312,46 @@ def test_a_node_under_way_is_one_line() -> None:
             "rate": 11_000_000,
             "seconds": 9.31,
             "age": 0.2,
+            "stale": None,
+            "refresh": None,
             "error": "",
         }
     )
 
-    assert line == ["n001", "initramfs", "21.0 MB", "42", "11.0 MB/s", "9.3 s", "0.2 s ago", ""]
+    assert line == [
+        "n001",
+        "initramfs",
+        "21.0 MB",
+        "42",
+        "11.0 MB/s",
+        "9.3 s",
+        "0.2 s ago",
+        "-",
+        "",
+    ]
 
 
 def seen(name: str, stage: str | None, error: str = "") -> dict[str, Any]:
     numbers = dict.fromkeys(("bytes", "percent", "rate"))
     outcome = "up" if stage == "up" else "booting"
     rest = {"outcome": outcome, "seconds": 1.0, "age": 1.0, "error": error}
+    numbers |= {"stale": None, "refresh": None}
     return {"node": name, "mac": None, "stage": stage, **numbers, **rest}
+
+
+def test_a_node_that_runs_something_old_or_refreshes_badly_says_so() -> None:
+    up = seen("n001", "up")
+
+    assert row(up)[-2:] == ["?", ""]
+    assert row({**up, "stale": []})[-2:] == ["-", ""]
+    bad = {"result": "failed", "failed_hooks": 0, "error": "no answer"}
+    assert row({**up, "stale": ["kernel", "system"], "refresh": bad})[-2:] == [
+        "kernel system",
+        "refresh: no answer",
+    ]
+    hooks = {"result": "ok", "failed_hooks": 1, "error": "failed: x"}
+    assert row({**up, "refresh": hooks})[-1] == "refresh: failed: x"
+    assert row({**up, "refresh": {**hooks, "failed_hooks": 0}})[-1] == ""
 
 
 def test_watch_shows_who_boots_first_and_leaves_out_who_never_asked() -> None:

@@ -20,8 +20,11 @@ from bootd.boots.timeline import Boots, Stage
 from bootd.boots.unknown import Unknown
 from bootd.claiming import Claiming
 from bootd.cli.client import Client
+from bootd.cli.common import WrongInput
 from bootd.control import ControlServer, describe_process, listen
+from bootd.drift import Drift
 from bootd.model import ClientKind, Node, Settings, StartError, parse_mac
+from bootd.overlay.cache import OverlayCache
 from bootd.registry import Changes, Current, Registry
 from bootd.reload import Outcome
 
@@ -55,6 +58,7 @@ class Daemon:
         numbers = iter(range(100))
         self.boots = Boots(new_id=lambda: f"b{next(numbers)}", offset=1000.0)
         self.unknown = Unknown()
+        self.overlays = OverlayCache()
         self.faults: tuple[str, ...] = ()
         self.path = str(folder / "control.sock")
 
@@ -71,6 +75,7 @@ async def serving(folder: Path) -> AsyncIterator[Daemon]:
         unknown=daemon.unknown,
         path=daemon.path,
         reload=daemon.reload,
+        drift=Drift(current=daemon.current, boots=daemon.boots, overlays=daemon.overlays),
         claiming=Claiming(current=daemon.current, unknown=daemon.unknown, reload=daemon.reload),
         info=lambda: describe_process(5.0, daemon.current.registry),
     )
@@ -78,10 +83,33 @@ async def serving(folder: Path) -> AsyncIterator[Daemon]:
         await server.start()
     yield daemon
     await server.stop(0.0)
+    daemon.overlays.close()
 
 
 async def ask(call: Callable[..., Any], *parts: str, **rest: Any) -> Any:
     return await asyncio.to_thread(call, *parts, **rest)
+
+
+async def test_what_a_reboot_would_change_is_told_of_nodes_that_are_up(tmp_path: Path) -> None:
+    async with serving(tmp_path) as daemon:
+        client = Client(daemon.path)
+        now = asyncio.get_running_loop().time()
+        boot = daemon.boots.discover(MAC, "n001", ClientKind.PXE, 7, now)
+        assert await ask(client.get, "drift", "n001") == {
+            "node": "n001",
+            "boot": None,
+            "differs": [],
+        }
+
+        daemon.boots.up(boot, now)
+        boot.server, boot.given["system"] = "http://10.0.0.1:9873", "ab" * 32
+        answer = await ask(client.get, "drift", "n001")
+        assert answer["boot"] == boot.id
+        (differs,) = answer["differs"]
+        assert (differs["what"], differs["before"], differs["files"]) == ("system", "ab" * 32, None)
+
+        with pytest.raises(WrongInput, match="nobody: there is no such node"):
+            await ask(client.get, "drift", "nobody")
 
 
 async def test_the_status_has_every_node_and_who_is_unknown(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from bootd.boots.unknown import Unknown
 from bootd.claiming import Claiming
 from bootd.config.load import load
 from bootd.dhcp.server import DhcpServer
+from bootd.drift import Drift
 from bootd.files import LoaderFiles, search_path
 from bootd.history import History
 from bootd.http.server import HttpServer
@@ -223,13 +224,16 @@ class Daemon:
         )
         boots.on_up = memory.node_up
         unknown = Unknown()
-        reloader = self._make_reloader(current, boots, unknown, memory)
+        overlays = OverlayCache()
+        drift = Drift(current=current, boots=boots, overlays=overlays)
+        reloader = self._make_reloader(current, boots, unknown, memory, drift)
         history = History(boots, settings.state_dir)
         await history.load(lambda mac: node.name if (node := registry.by_mac.get(mac)) else None)
         async with AsyncExitStack() as stack:
+            stack.callback(overlays.close)
             stack.push_async_callback(history.save)
             self._services = self._make_services(
-                current, boots, unknown, (keys, node_secrets), reloader, stack
+                current, boots, unknown, (keys, node_secrets), reloader, overlays, drift, stack
             )
             for name, service in self._services.items():
                 # Pushed before the start: one that fails half-way is closed as well.
@@ -244,6 +248,7 @@ class Daemon:
                 "reload": reloader.run,
                 "memory": memory.run,
                 "history": history.run,
+                "drift": drift.run,
                 "lag": health.measure_lag,
             }
             return await self._live(runs | others, registry)
@@ -255,6 +260,8 @@ class Daemon:
         unknown: Unknown,
         keys: tuple[tuple[bytes, ...], tuple[bytes, ...]],
         reloader: Reloader,
+        overlays: OverlayCache,
+        drift: Drift,
         stack: AsyncExitStack,
     ) -> dict[str, Service]:
         """In the order they start. DHCP is late: who gets an answer must find the rest running."""
@@ -262,9 +269,7 @@ class Daemon:
         started = time.time()  # noqa: TID251 -- app reads the clock for everyone
         net = Interfaces(current)
         files = LoaderFiles(search_path(settings.state_dir))
-        overlays = OverlayCache()
         stack.callback(files.close)
-        stack.callback(overlays.close)
         return {
             "net": net,
             "http": HttpServer(
@@ -295,18 +300,20 @@ class Daemon:
                 path=settings.control_socket,
                 unknown=unknown,
                 reload=reloader.reload,
+                drift=drift,
                 claiming=Claiming(current=current, unknown=unknown, reload=reloader.reload),
                 info=lambda: control.describe_process(started, current.registry),
             ),
         }
 
     def _make_reloader(
-        self, current: Current, boots: Boots, unknown: Unknown, memory: Memory
+        self, current: Current, boots: Boots, unknown: Unknown, memory: Memory, drift: Drift
     ) -> Reloader:
         def swapped(_old: Registry, new: Registry) -> None:
             boots.window = new.settings.security.boot_window
             boots.rename(lambda mac: node.name if (node := new.by_mac.get(mac)) else None)
             unknown.forget(new.by_mac)
+            drift.forget()
             logs.set_level(new.settings.log.level)
             memory.reloaded()
             self._note_registry(new)

@@ -27,6 +27,7 @@ from bootd import __version__, metrics, status
 from bootd.boots.timeline import Boots
 from bootd.boots.unknown import Unknown, describe
 from bootd.claiming import Claiming, ClaimRefused
+from bootd.drift import Drift
 from bootd.model import StartError
 from bootd.registry import Current, Registry
 from bootd.reload import Outcome
@@ -58,6 +59,7 @@ class ControlServer:
         path: str,
         reload: Callable[[], Awaitable[Outcome]],
         unknown: Unknown,
+        drift: Drift,
         claiming: Claiming,
         info: Callable[[], dict[str, Any]],
     ) -> None:
@@ -66,6 +68,7 @@ class ControlServer:
         self._path = path
         self._reload = reload
         self._unknown = unknown
+        self._drift = drift
         self._claiming = claiming
         self._info = info
         self._runner: web.AppRunner | None = None
@@ -80,6 +83,7 @@ class ControlServer:
                 web.get("/status", self._get_status),
                 web.get("/nodes", self._get_nodes),
                 web.get("/timeline/{who}", self._get_timeline),
+                web.get("/drift/{who}", self._get_drift),
                 web.get("/unknown", self._get_unknown),
                 web.get("/metrics", self._get_metrics),
                 web.post("/reload", self._post_reload),
@@ -136,6 +140,18 @@ class ControlServer:
         if found is None:
             raise Refused(404, f"{who}: no node of that name, and no machine of that MAC asked")
         return _json(found)
+
+    async def _get_drift(self, request: web.Request) -> web.Response:
+        """What a reboot would change for a node that is up; ``boot`` is null for others."""
+        registry, who = self._current.registry, request.match_info["who"]
+        node = registry.find(who)
+        if node is None:
+            raise Refused(404, f"{who}: there is no such node")
+        boot = status.latest(self._boots, node)
+        if boot is None or boot.outcome != "up":
+            return _json({"node": node.name, "boot": None, "differs": []})
+        differs = await self._drift.explain(registry, node, boot)
+        return _json({"node": node.name, "boot": boot.id, "differs": differs})
 
     async def _get_unknown(self, _request: web.Request) -> web.Response:
         now = asyncio.get_running_loop().time()

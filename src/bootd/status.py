@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bootd.boots.timeline import Boot, Boots, Step
+from bootd.boots.timeline import Boot, Boots, Step, describe_refresh
 from bootd.model import Node, parse_mac
 from bootd.registry import Registry
 
@@ -32,7 +32,8 @@ def boot_row(boot: Boot, now: float, offset: float) -> dict[str, Any]:
     """One boot in one line: its stage, what moves at the moment, its age and error.
 
     `age` is seconds since the machine was last heard; `seconds` is how long the boot took, or has
-    been going on; `offset` is wall-clock less monotonic seconds.
+    been going on; `stale` what a reboot would change of a node that is up, None where that is not
+    known; `offset` is wall-clock less monotonic seconds.
     """
     running = [step for step in boot.steps if step.ended is None]
     shown = running[-1] if running else boot.steps[-1] if boot.steps else None
@@ -47,6 +48,8 @@ def boot_row(boot: Boot, now: float, offset: float) -> dict[str, Any]:
         "started": round(boot.started + offset, 3),
         "seconds": round((boot.ended if boot.ended is not None else now) - boot.started, 3),
         "age": round(now - boot.seen, 3),
+        "stale": list(boot.stale) if boot.stale is not None and boot.outcome == "up" else None,
+        "refresh": describe_refresh(boot.refresh, now, offset),
     }
 
 
@@ -61,6 +64,8 @@ _NEVER: dict[str, Any] = {
     "started": None,
     "seconds": None,
     "age": None,
+    "stale": None,
+    "refresh": None,
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bootd.cli.common import (
+    Failure,
     WrongInput,
     config_option,
     json_option,
@@ -59,10 +60,24 @@ def explain(
     us = ServerAddress(our_address(registry, machine, server), registry.settings.http.port)
     questions = _questions(machine, arch, vendor_class, user_class)
     answer = explaining.explain(registry, machine, us, questions)
+    answer["running"] = _running(registry, answer["node"])
     if as_json:
         print_json(answer)
     else:
         click.echo(_describe(answer))
+
+
+def _running(registry: Registry, node: str | None) -> dict[str, Any] | None:
+    """What the daemon says of the node's running system; None where there is no daemon to ask."""
+    from bootd.cli.client import Client
+
+    if node is None:
+        return None
+    try:
+        answer = Client(registry.settings.control_socket, 10.0).get("drift", node)
+    except (Failure, WrongInput):
+        return None
+    return dict(answer)
 
 
 def _machine(registry: Registry, who: str) -> Node | Mac:
@@ -154,6 +169,8 @@ def _describe(answer: dict[str, Any]) -> str:
         parts.append(_section(title, script["text"].rstrip()))
     if answer["files"] is not None:
         parts += _files(answer["files"])
+    if answer["running"] is not None and answer["running"]["boot"] is not None:
+        parts.append(_drift(answer["running"]))
     return "\n\n".join(parts)
 
 
@@ -175,6 +192,23 @@ def _dhcp(answer: dict[str, Any]) -> str:
         *([f"option {name}", value] for name, value in answer["options"].items()),
     ]
     return _section(title, table(["FIELD", "VALUE"], rows))
+
+
+def _drift(running: dict[str, Any]) -> str:
+    """What a reboot would change."""
+    title = "Running: what a reboot would change"
+    if not running["differs"]:
+        return _section(title, "nothing")
+    lines = []
+    for each in running["differs"]:
+        if each["files"] is None:
+            before, now = (text if len(text) != 64 else text[:12] for text in
+                           (each["before"] or "none", each["now"] or "none"))  # fmt: skip
+            lines.append(f"{each['what']}: {escape(before)} -> {escape(now)}")
+        else:
+            lines.append(f"{each['what']}:")
+            lines += [f"  /{escape(path)} {how}" for path, how in each["files"].items()]
+    return _section(title, "\n".join(lines))
 
 
 def _files(files: dict[str, Any]) -> list[str]:

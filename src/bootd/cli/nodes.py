@@ -80,8 +80,18 @@ def _describe(name: str, boot: dict[str, Any]) -> str:
         ]
         for step in boot["steps"]
     ]
-    lines = table(["AT", "STAGE", "TOOK", "BYTES", "OUTCOME", "WHAT"], rows)
-    return head + "\n" + "\n".join(f"  {line}" for line in lines.splitlines())
+    lines = table(["AT", "STAGE", "TOOK", "BYTES", "OUTCOME", "WHAT"], rows).splitlines()
+    if boot["refresh"] is not None:
+        lines.append(_refresh(boot["refresh"]))
+    return head + "\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _refresh(refresh: dict[str, Any]) -> str:
+    """How the node's last refresh of its runtime overlay went."""
+    failed = f", {refresh['failed_hooks']} commands failed" if refresh["failed_hooks"] else ""
+    error = f" ({escape(refresh['error'])})" if refresh["error"] else ""
+    what = f"{refresh['result']}, {refresh['changed']} paths changed{failed}{error}"
+    return f"last refresh {duration(refresh['age'])} ago: {what}"
 
 
 @click.command()

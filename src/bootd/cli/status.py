@@ -19,7 +19,7 @@ from bootd.cli.common import (
 )
 from bootd.text import escape, unfold
 
-HEADINGS: Final = ["NODE", "STAGE", "BYTES", "%", "RATE", "TOOK", "SEEN", "ERROR"]
+HEADINGS: Final = ["NODE", "STAGE", "BYTES", "%", "RATE", "TOOK", "SEEN", "REBOOT", "ERROR"]
 _COLOURS: Final = {"up": "green", "fail": "red"}
 
 
@@ -27,7 +27,7 @@ def row(status: dict[str, Any]) -> list[str]:
     """One line of the table, of a node or of an unknown machine."""
     name = status.get("node") or status["mac"]
     if status["stage"] is None:
-        return [name, "-", "-", "-", "-", "-", "-", ""]
+        return [name, "-", "-", "-", "-", "-", "-", "-", ""]
     return [
         name,
         status["stage"],
@@ -36,8 +36,22 @@ def row(status: dict[str, Any]) -> list[str]:
         f"{size(status['rate'])}/s" if status["rate"] else "-",
         duration(status["seconds"]),
         f"{duration(status['age'])} ago",
-        status["error"],
+        _reboot(status),
+        status["error"] or _refresh_error(status["refresh"]),
     ]
+
+
+def _reboot(status: dict[str, Any]) -> str:
+    if status["stage"] != "up":
+        return "-"
+    return " ".join(status["stale"]) or "-" if status["stale"] is not None else "?"
+
+
+def _refresh_error(refresh: dict[str, Any] | None) -> str:
+    """What went wrong when the node last refreshed its runtime overlay; empty: nothing."""
+    if refresh is None or (refresh["result"] != "failed" and not refresh["failed_hooks"]):
+        return ""
+    return f"refresh: {refresh['error'] or refresh['result']}"
 
 
 def _rows(answer: dict[str, Any]) -> list[dict[str, Any]]:
@@ -64,6 +78,9 @@ def _select(answer: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 @json_option
 def status(names: tuple[str, ...], config: str, as_json: bool) -> None:
     """Show where each node's boot is: stage, bytes, rate, error.
+
+    REBOOT says what a node that is up would get otherwise if it booted now: its kernel, its
+    overlays, its arguments (`bootd explain NODE` says more); ? is not known yet.
 
     NAMES limits it to these nodes: n001 or n[001-128].
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from bootd import methods, metrics, scripts
-from bootd.boots import window
+from bootd.boots import given, window
 from bootd.boots.timeline import Boot, Stage
 from bootd.http.answer import Answer, Asked
 from bootd.http.handlers import identity
@@ -51,12 +51,18 @@ def _must_say_more(asked: Asked, node: Node) -> bool:
 def _with(site: Site, asked: Asked, node: Node, boot: Boot) -> str:
     """The script that may fetch secrets, for a boot whose window is open."""
     token = site.gate.token(boot, asked.peer)
+    machine = _machine(asked, boot)
     plan = scripts.plan(
         asked.registry, node, boot.mac, asked.server,
-        token=token, boot_id=boot.id, machine=_machine(asked, boot),
+        token=token, boot_id=boot.id, machine=machine,
     )  # fmt: skip
     text = scripts.render_ipxe(plan, asked.registry.templates[scripts.template_name(node)])
     boot.image = plan.image
+    boot.server, boot.stale = asked.server.base, None
+    boot.given = given.of_plan(plan) | {
+        "script": given.of_script(text, token, boot.id),
+        "memory": str(machine.memory or ""),
+    }
     return text
 
 
