@@ -318,6 +318,17 @@ BROKEN = [
         "bootd.yaml:1:25: security.boot_window: '5s' is out of range (10s to 86400s)",
     ),
     of_bootd(
+        "sizes",
+        "images: {max_size: much, keep: 0}\n",
+        "bootd.yaml:1:20: images.max_size: 'much' is not a size, like 500M or 64G",
+        "bootd.yaml:1:32: images.keep: 0 is not a number of generations (1 to 1000)",
+    ),
+    of_bootd(
+        "a size out of range",
+        "images: {max_size: 1K}\n",
+        "bootd.yaml:1:20: images.max_size: '1K' is out of range (1M to 1024T)",
+    ),
+    of_bootd(
         "networks",
         "dhcp: {relays: [10.0.0.1/24]}\nhttp: {admin_networks: [localhost]}\n",
         "bootd.yaml:1:17: dhcp.relays[0]: '10.0.0.1/24' has host bits set: the network is 10.0.0.0/24",

@@ -14,7 +14,7 @@ from bootd.config import files, validate
 from bootd.config.load import load, load_settings
 from bootd.config.source import MAX_BYTES
 from bootd.image.store import ImageStore
-from bootd.model import ConfigError, DhcpMode
+from bootd.model import ConfigError, DhcpMode, ImageSettings
 from bootd.registry import Registry
 from tests.broken_config import BROKEN, Broken
 
@@ -153,6 +153,7 @@ tftp: {enabled: false, port: 6969, max_transfers: 7, max_per_client: 2, max_blks
        max_windowsize: 4, single_port: true}
 http: {port: 8080, max_image_transfers: 12, admin_networks: [10.0.0.0/8]}
 security: {boot_window: 1h30m, asset_key: required}
+images: {keep: 5, max_size: 8G, compression: gzip}
 log: {level: debug, format: json}
 """,
     )
@@ -176,6 +177,7 @@ log: {level: debug, format: json}
     assert (settings.http.port, settings.http.max_image_transfers) == (8080, 12)
     assert [str(n) for n in settings.http.admin_networks] == ["10.0.0.0/8"]
     assert (settings.security.boot_window, settings.security.asset_key) == (5400.0, "required")
+    assert settings.images == ImageSettings(keep=5, max_size=8 << 30, compression="gzip")
     assert (settings.log.level, settings.log.format) == ("debug", "json")
 
 

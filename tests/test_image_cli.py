@@ -21,6 +21,7 @@ def run(tmp_path: Path) -> Run:
     """Runs ``bootd image …`` on a configuration of its own."""
     config = tmp_path / "bootd.yaml"
     config.write_text("state_dir: state\nrun_dir: run\n")
+    (tmp_path / "nodes.yaml").write_text("nodes: {}\n")
     (tmp_path / "k").write_bytes(b"MZ kernel")
     (tmp_path / "i").write_bytes(b"070701 initramfs")
 
@@ -89,7 +90,7 @@ def test_no_images_say_how_to_make_one(run: Run) -> None:
         (("activate", "debian", "20200101-000000-abcd"), "has no generation"),
         (("import", "a/b", "--kernel", "k", "--initramfs", "i"), "is not a name"),
         (("import", "x", "--kernel", "/absent", "--initramfs", "i"), "cannot be read"),
-        (("import", "x"), "Missing option"),
+        (("import", "x"), "Name a SOURCE, or --kernel FILE and --initramfs FILE"),
     ],
 )
 def test_what_was_typed_wrong_is_told_with_exit_code_2(

@@ -427,6 +427,15 @@ class SecuritySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSettings:
+    """``images:`` of bootd.yaml; `max_size` in bytes."""
+
+    keep: int = 3
+    max_size: int = 64 << 30
+    compression: str = "auto"  # auto | zstd | gzip
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """``log:`` of bootd.yaml."""
 
@@ -450,6 +459,7 @@ class Settings:
     tftp: TftpSettings = TftpSettings()
     http: HttpSettings = HttpSettings()
     security: SecuritySettings = SecuritySettings()
+    images: ImageSettings = ImageSettings()
     log: LogSettings = LogSettings()
 
     @property

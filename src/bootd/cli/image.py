@@ -2,128 +2,185 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bootd.cli.client import client_for
+from bootd.cli import imagemake
 from bootd.cli.common import (
     Failure,
     WrongInput,
     config_option,
     json_option,
     print_json,
-    refuse,
     size,
     table,
 )
+from bootd.cli.imagecommon import (
+    counted,
+    describe,
+    errors,
+    in_use,
+    settings_of,
+    store_of,
+    tell_daemon,
+)
 
 if TYPE_CHECKING:
-    from bootd.image.disk import Progress
-    from bootd.image.store import Generation, ImageStore
+    from bootd.image.store import Generation
+    from bootd.registry import Registry
 
 
 @click.group()
 @config_option
 @click.pass_context
 def image(ctx: click.Context, config: str) -> None:
-    """Import, list, activate and delete images.
+    """Import, list, activate and change images.
 
-    Every import is a generation of its image; nodes boot the active one.
+    Every import is a generation of its image; nodes boot the active one, or the one that they name
+    (image: NAME@GENERATION). One command goes back: bootd image activate NAME --previous.
     """
     ctx.obj = config
 
 
-@image.command("import")
-@click.argument("name")
-@click.option("--kernel", required=True, metavar="FILE", help="The kernel, as it is.")
-@click.option("--initramfs", required=True, metavar="FILE", help="The initramfs, as it is.")
-@click.option("--no-activate", is_flag=True, help="Let nodes boot what they booted before.")
-@click.pass_obj
-def import_(config: str, name: str, kernel: str, initramfs: str, no_activate: bool) -> None:
-    """Make a new generation of image NAME, and let nodes boot it."""
-    store = _store(config)
-    with _errors(), _progress() as progress:
-        made = store.import_files(name, kernel, initramfs, progress, activate=not no_activate)
-    total = size(sum(artefact.size for artefact in made.artefacts.values()))
-    version = f", kernel {made.kernel_version}" if made.kernel_version else ""
-    click.echo(f"imported {name} {made.generation}: {total}{version}")
-    if no_activate:
-        click.echo(
-            f"not active; `bootd image activate {name} {made.generation}` lets nodes boot it"
-        )
-        return
-    _tell_daemon(config)
+image.add_command(imagemake.import_)
+image.add_command(imagemake.profiles)
 
 
 @image.command("list")
+@click.argument("name", required=False)
 @json_option
 @click.pass_obj
-def list_(config: str, as_json: bool) -> None:
-    """List every generation of every image, oldest first."""
-    with _errors():
-        generations = [g for all_of in _store(config).images().values() for g in all_of]
+def list_(config: str, name: str | None, as_json: bool) -> None:
+    """List every generation of every image, or of NAME, oldest first, with who boots it."""
+    store = store_of(config)
+    with errors():
+        images = {name: store.generations(name)} if name else store.images()
+        generations = [g for all_of in images.values() for g in all_of]
+    boots = _who_boots(config, generations)
     if as_json:
-        print_json([_describe(generation) for generation in generations])
+        print_json(
+            [describe(g) | {"nodes": boots.get((g.name, g.generation))} for g in generations]
+        )
         return
     if not generations:
-        click.echo("no images; `bootd image import NAME --kernel FILE --initramfs FILE` makes one")
+        click.echo("no images; `bootd image import NAME SOURCE` makes one")
         return
     rows = [
         [
             g.name,
             g.generation,
             "active" if g.active else "",
-            (g.manifest.kernel_version if g.manifest else None) or "-",
+            (g.image.kernel_version if g.image else None) or "-",
             size(g.size),
+            _nodes(boots.get((g.name, g.generation))),
             g.fault,
         ]
         for g in generations
     ]
-    click.echo(table(["IMAGE", "GENERATION", "", "KERNEL", "SIZE", ""], rows))
+    click.echo(table(["IMAGE", "GENERATION", "", "KERNEL", "SIZE", "NODES", ""], rows))
 
 
-@image.command()
-@click.argument("name")
-@json_option
-@click.pass_obj
-def show(config: str, name: str, as_json: bool) -> None:
-    """Show what image NAME is made of."""
-    with _errors():
-        generations = _store(config).generations(name)
-    if as_json:
-        print_json([_describe(generation) for generation in generations])
-        return
-    for generation in generations:
-        click.echo(f"{name} {generation.generation}{' (active)' if generation.active else ''}")
-        if generation.fault:
-            click.echo(f"  damaged   {generation.fault}")
-        if generation.manifest is None or generation.image is None:
-            continue
-        click.echo(
-            f"  created   {generation.manifest.created} by bootd {generation.manifest.bootd}"
-        )
-        click.echo(f"  from      {generation.manifest.source}")
-        click.echo(f"  kernel    {generation.manifest.kernel_version or 'of unknown version'}")
-        for role, artefact in generation.image.artefacts.items():
-            click.echo(f"  {role:9} {size(artefact.size):>8}  sha256 {artefact.sha256}")
-            click.echo(f"            {artefact.path}")
+def _nodes(names: list[str] | None) -> str:
+    if names is None:
+        return "?"
+    if not names:
+        return "-"
+    return names[0] if len(names) == 1 else f"{len(names)} ({names[0]}, …)"
+
+
+def _who_boots(
+    config: str, generations: list[Generation]
+) -> dict[tuple[str, str], list[str] | None]:
+    """The nodes that would be given each generation; None where the configuration has faults."""
+    registry = _registry(config)
+    found: dict[tuple[str, str], list[str] | None]
+    if registry is None:
+        return {(g.name, g.generation): None for g in generations}
+    found = {(g.name, g.generation): [] for g in generations}
+    active = {g.name: g.generation for g in generations if g.active}
+    for node in registry.nodes.values():
+        name, _, generation = (node.image or "").partition("@")
+        nodes = found.get((name, generation or active.get(name, "")))
+        if nodes is not None:
+            nodes.append(node.name)
+    return found
+
+
+def _registry(config: str) -> Registry | None:
+    from bootd.config.load import load
+    from bootd.model import ConfigError
+
+    try:
+        return load(config, patience=0.0)
+    except ConfigError:
+        return None
 
 
 @image.command()
 @click.argument("name")
 @click.argument("generation", required=False)
+@json_option
 @click.pass_obj
-def activate(config: str, name: str, generation: str | None) -> None:
+def show(config: str, name: str, generation: str | None, as_json: bool) -> None:
+    """Show what image NAME is made of: its generations, or one of them."""
+    with errors():
+        generations = store_of(config).generations(name)
+    if generation is not None:
+        generations = tuple(g for g in generations if g.generation == generation)
+        if not generations:
+            raise WrongInput(
+                f"image {name} has no generation {generation!r}; `bootd image list` shows them"
+            )
+    if as_json:
+        print_json([describe(g) for g in generations])
+        return
+    for one in generations:
+        _show(one)
+
+
+def _show(generation: Generation) -> None:
+    active = " (active)" if generation.active else ""
+    click.echo(f"{generation.name} {generation.generation}{active}")
+    manifest, found = generation.manifest, generation.image
+    if generation.fault:
+        click.echo(f"  damaged   {generation.fault}")
+    if manifest is None or found is None:
+        return
+    click.echo(f"  created   {manifest.created} by bootd {manifest.bootd}")
+    click.echo(f"  from      {manifest.source}")
+    if manifest.unpacked:
+        click.echo(
+            f"  root      {manifest.os or 'of unknown kind'}, {counted(manifest.files, 'file')}, "
+            f"{size(manifest.unpacked)} in memory, init {manifest.init or 'none'}"
+        )
+    for number, kernel in enumerate(found.kernels):
+        notes = [*sorted(kernel.features), *(["debug"] if kernel.debug else [])]
+        click.echo(
+            f"  {'' if number else 'kernel':9} {kernel.version or 'of unknown version'}"
+            + (f" ({', '.join(notes)})" if notes else "")
+        )
+    for role, artefact in found.artefacts.items():
+        click.echo(f"  {role:9} {size(artefact.size):>8}  sha256 {artefact.sha256}")
+        click.echo(f"            {artefact.path}")
+    for warning in manifest.warnings:
+        click.echo(f"  warning   {warning}")
+
+
+@image.command()
+@click.argument("name")
+@click.argument("generation", required=False)
+@click.option("--previous", is_flag=True, help="Go back to what was active before.")
+@click.pass_obj
+def activate(config: str, name: str, generation: str | None, previous: bool) -> None:
     """Let nodes boot GENERATION of image NAME; without one, the newest."""
-    with _errors():
-        made = _store(config).activate(name, generation)
+    if previous and generation is not None:
+        raise WrongInput("name a generation, or say --previous, but not both")
+    store = store_of(config)
+    with errors():
+        made = store.activate(name, store.previous(name) if previous else generation)
     click.echo(f"active: {name} {made.generation}")
-    _tell_daemon(config)
+    tell_daemon(config)
 
 
 @image.command()
@@ -131,10 +188,57 @@ def activate(config: str, name: str, generation: str | None) -> None:
 @click.argument("generation")
 @click.pass_obj
 def delete(config: str, name: str, generation: str) -> None:
-    """Remove GENERATION of image NAME; the active one is refused."""
-    with _errors():
-        _store(config).delete(name, generation)
+    """Remove GENERATION of image NAME; one in use is refused."""
+    store = store_of(config)
+    with errors():
+        known = {g.generation: g.active for g in store.generations(name)}
+        if known.get(generation) is False:
+            why = in_use(config, name).get(generation)
+            if why is not None:
+                raise WrongInput(f"generation {generation} of image {name} is in use: {why}")
+        store.delete(name, generation)
     click.echo(f"deleted: {name} {generation}")
+
+
+@image.command()
+@click.argument("name", required=False)
+@click.option(
+    "--keep",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Generations of each image to keep; default `images: {keep: …}`, which is 3.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@json_option
+@click.pass_obj
+def gc(config: str, name: str | None, keep: int | None, dry_run: bool, as_json: bool) -> None:
+    """Remove old generations of every image, or of NAME.
+
+    The newest N stay, and whatever is active, was active before, is named by a node or is being
+    booted. What interrupted imports left goes too.
+    """
+    store = store_of(config)
+    number = keep if keep is not None else settings_of(config).images.keep
+    gone: list[dict[str, Any]] = []
+    with errors():
+        for one in [name] if name else list(store.images()):
+            used = in_use(config, one)
+            for generation in store.old(one, number, used):
+                if not dry_run:
+                    store.delete(one, generation.generation)
+                gone.append(describe(generation))
+            if not dry_run:
+                store.tidy(one)
+    if as_json:
+        print_json(gone)
+        return
+    for entry in gone:
+        would = "would be removed" if dry_run else "removed"
+        click.echo(f"{would}: {entry['name']} {entry['generation']}, {size(entry['size'])}")
+    freed = sum(entry["size"] for entry in gone)
+    click.echo(
+        f"{counted(len(gone), 'generation')}, {size(freed)}{' (nothing was done)' * dry_run}"
+    )
 
 
 @image.command()
@@ -143,110 +247,8 @@ def delete(config: str, name: str, generation: str) -> None:
 @click.pass_obj
 def verify(config: str, name: str, generation: str) -> None:
     """Read GENERATION of image NAME and compare its digests."""
-    with _errors():
-        faults = _store(config).verify(name, generation)
+    with errors():
+        faults = store_of(config).verify(name, generation)
     if faults:
         raise Failure("\n".join(faults))
     click.echo(f"in order: {name} {generation}")
-
-
-def _store(config: str) -> ImageStore:
-    from bootd.config.load import load_settings
-    from bootd.image.store import ImageStore
-    from bootd.model import ConfigError
-
-    try:
-        return ImageStore(load_settings(config).state_dir)
-    except ConfigError as error:
-        refuse(error.faults)
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """Exit 2 for what was typed wrong, 1 for what could not be done."""
-    from bootd.image.disk import ImageError, ImageInputError
-    from bootd.model import ConfigError
-
-    try:
-        yield
-    except ImageInputError as error:
-        raise WrongInput(str(error)) from error
-    except (ImageError, ConfigError) as error:
-        raise Failure(str(error)) from error
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar per file on a terminal, a line per finished file elsewhere."""
-    if not sys.stderr.isatty():
-        yield _lines
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    speed = (TransferSpeedColumn(), TimeRemainingColumn())
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, *speed, console=Console(stderr=True)) as bars:
-
-        def advance(role: str, done: int, total: int) -> None:
-            if role not in tasks:
-                tasks[role] = bars.add_task(role, total=total)
-            bars.update(tasks[role], completed=done)
-
-        yield advance
-
-
-def _lines(role: str, done: int, total: int) -> None:
-    if done == total:
-        click.echo(f"{role}: {size(total)}", err=True)
-
-
-def _tell_daemon(config: str) -> None:
-    """Make the running daemon use what is active now; without one there is nobody to tell."""
-    client = client_for(config, 80.0)
-    if not Path(client.path).exists():
-        click.echo("bootd is not running here; it will use this when it starts")
-        return
-    try:
-        status, answer = client.post("reload")
-    except Failure as error:
-        raise Failure(
-            f"{error.message} The image is active on disk; `systemctl reload bootd` makes the "
-            "daemon use it."
-        ) from error
-    if status != 200:
-        faults = answer.get("faults") or [str(answer.get("error", answer))]
-        raise Failure(
-            "\n".join(faults) + "\nThe image is active on disk, but the daemon keeps what it had: "
-            "its configuration has faults. Correct them, then `systemctl reload bootd`."
-        )
-    click.echo("the daemon has reloaded: nodes that boot now get it")
-
-
-def _describe(generation: Generation) -> dict[str, Any]:
-    """For programs: plain values."""
-    manifest, found = generation.manifest, generation.image
-    artefacts = found.artefacts if found is not None else {}
-    return {
-        "name": generation.name,
-        "generation": generation.generation,
-        "active": generation.active,
-        "fault": generation.fault or None,
-        "created": manifest.created if manifest else None,
-        "source": manifest.source if manifest else None,
-        "kernel_version": manifest.kernel_version if manifest else None,
-        "size": generation.size,
-        "artefacts": {
-            role: {"path": a.path, "size": a.size, "sha256": a.sha256}
-            for role, a in artefacts.items()
-        },
-    }

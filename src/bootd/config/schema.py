@@ -291,6 +291,20 @@ class SecurityFile(Written):
     )
 
 
+class ImagesFile(Written):
+    """``images:``."""
+
+    keep: Annotated[int, _whole(1, 1000, "a number of generations")] = Field(
+        3, description="Generations of each image that gc keeps"
+    )
+    max_size: Annotated[
+        int, _Checked(values.size, {"type": ["string", "integer"], "examples": ["64G"]})
+    ] = Field(64 << 30, description="What a source may unpack to")
+    compression: Annotated[str, _one_of("auto", "zstd", "gzip")] = Field(
+        "auto", description="Of the archive for method initramfs"
+    )
+
+
 class LogFile(Written):
     """``log:``."""
 
@@ -315,6 +329,7 @@ class BootdFile(Written):
     tftp: TftpFile = Field(default_factory=TftpFile, description="TFTP")
     http: HttpFile = Field(default_factory=HttpFile, description="HTTP")
     security: SecurityFile = Field(default_factory=SecurityFile, description="Boots and secrets")
+    images: ImagesFile = Field(default_factory=ImagesFile, description="Imports and gc")
     log: LogFile = Field(default_factory=LogFile, description="Log")
 
 

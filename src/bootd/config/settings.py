@@ -12,6 +12,7 @@ from bootd.model import (
     DhcpMode,
     DhcpSettings,
     HttpSettings,
+    ImageSettings,
     LogSettings,
     SecuritySettings,
     Settings,
@@ -50,6 +51,7 @@ def settings(checked: BootdFile, config_file: str) -> Settings:
             admin_networks=checked.http.admin_networks,
         ),
         security=SecuritySettings(**dict(checked.security)),
+        images=ImageSettings(**dict(checked.images)),
         log=LogSettings(**dict(checked.log)),
     )
 

@@ -34,6 +34,7 @@ _QUIRK: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}(?:@[0-9a-fA-F]{2}(?::[0-9a-
 _NODE_KEY: Final = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._,/\[\]-]*", re.ASCII)
 _INTERFACE: Final = re.compile(r"[^\s/:]{1,15}", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", re.ASCII)
+_SIZE = re.compile(r"(\d{1,15})([KMGT]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
 _DURATION: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
 _UNITS: Final = (86400, 3600, 60, 1)
 
@@ -308,6 +309,18 @@ def duration(low: int, high: int) -> Callable[[object], float]:
         return float(total)
 
     return check
+
+
+def size(value: object) -> int:
+    """Bytes, or ``500M``, ``64G``, ``2T`` (powers of 1024)."""
+    text = line(value)
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{shown(value)} is not a size, like 500M or 64G")
+    number = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2].upper()]
+    if not 1 << 20 <= number <= 1 << 50:
+        raise ValueError(f"{shown(value)} is out of range (1M to 1024T)")
+    return number
 
 
 def choice(words: Collection[str]) -> Callable[[object], str]:

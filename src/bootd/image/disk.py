@@ -17,7 +17,12 @@ from bootd.image.manifest import MAX_MANIFEST, File, ManifestError
 CHUNK: Final = 1 << 20
 ACTIVE: Final = "active"
 TEMPORARY: Final = ".tmp-"
-_LOCK: Final = ".lock"
+PREVIOUS: Final = "previous"
+"""A symlink to what was active before."""
+CHANGES: Final = ".lock"
+"""Held for as long as a change of names takes."""
+BUILDS: Final = ".build-lock"
+"""Held for as long as a generation is made; nobody else's leftovers are then in the folder."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the role (``kernel``), the bytes done and the bytes in all."""
@@ -46,9 +51,9 @@ def sentences(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the image's lock; whoever holds it is alive, the kernel drops it with the process."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def locked(folder: Path, name: str = CHANGES) -> Iterator[None]:
+    """Hold a lock of the image; whoever holds it is alive, the kernel drops it with the process."""
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,13 +67,17 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what an interrupted import or deletion left; only under the image's lock."""
+def remove_leftovers(folder: Path) -> int:
+    """Remove what an interrupted import or deletion left; only under both of the image's locks.
+    Returns how much that was."""
+    number = 0
     for path in folder.glob(f"{TEMPORARY}*"):
+        number += 1
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
+    return number
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -147,12 +156,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def point(folder: Path, generation: str) -> None:
-    """Let ``active`` name `generation`, in one step."""
-    temporary = folder / f"{TEMPORARY}{ACTIVE}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(generation)
-    temporary.replace(folder / ACTIVE)
+    """Let ``active`` name `generation`, in one step, and ``previous`` what it named until now."""
+    with contextlib.suppress(OSError):
+        before = (folder / ACTIVE).readlink().name
+        if before != generation:
+            _link(folder, PREVIOUS, before)
+    _link(folder, ACTIVE, generation)
     sync_folder(folder)
+
+
+def _link(folder: Path, name: str, target: str) -> None:
+    temporary = folder / f"{TEMPORARY}{name}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(folder / name)
 
 
 def read_regular(path: Path) -> bytes:

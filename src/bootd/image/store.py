@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
-from bootd import __version__
 from bootd.image import kernel as kernels
 from bootd.image.disk import (
     ACTIVE,
+    BUILDS,
+    PREVIOUS,
     TEMPORARY,
     ImageError,
     ImageInputError,
@@ -31,20 +32,16 @@ from bootd.image.disk import (
     check_space,
     copy_hashed,
     locked,
-    make_folder,
     open_source,
     point,
     read_regular,
     remove_leftovers,
     sentences,
     sync_folder,
-    write_file,
 )
+from bootd.image.draft import MANIFEST, Contents, Draft, draft
 from bootd.image.manifest import File, Manifest, ManifestError, decode
 from bootd.model import Artefact, ConfigError, Image, Kernel, safe_name
-
-MANIFEST: Final = "manifest.json"
-_STAMP: Final = "%Y%m%d-%H%M%S"
 
 
 class NoSuchImage(ImageInputError):
@@ -136,47 +133,41 @@ class ImageStore:
         Raises `ImageError`; then there is no new generation, and the active one is what it was.
         """
         _safe(name, "image")
-        created = now if now is not None else datetime.now(UTC)
         with sentences(name), contextlib.ExitStack() as stack:
             sources = {
                 role: stack.enter_context(open_source(role, Path(path)))
                 for role, path in (("kernel", kernel), ("initramfs", initramfs))
             }
             version = _check_sources(sources)
-            folder = self.root / name
-            make_folder(self.root)
-            make_folder(folder)
-            stack.enter_context(locked(folder))
-            remove_leftovers(folder)
-            check_space(folder, sources)
-            generation = _next_name(folder, created)
-            temporary = folder / f"{TEMPORARY}{generation}"
-            try:
-                make_folder(temporary)
-                files = {
-                    role: copy_hashed(source, temporary / role, role, progress)
-                    for role, source in sources.items()
-                }
-                manifest = Manifest(
-                    name=name,
-                    generation=generation,
-                    created=created.astimezone(UTC).isoformat(timespec="seconds"),
-                    source=f"kernel {Path(kernel).absolute()}, "
-                    f"initramfs {Path(initramfs).absolute()}",
-                    artefacts=files,
-                    kernel_version=version,
-                    bootd=__version__,
-                )
-                write_file(temporary / MANIFEST, manifest.encode())
-                sync_folder(temporary)
-                temporary.rename(folder / generation)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
-            sync_folder(folder)
-            if activate:
-                point(folder, generation)
+            draft = stack.enter_context(self.draft(name, now))
+            check_space(draft.folder, sources)
+            files = {
+                role: copy_hashed(source, draft.folder / role, role, progress)
+                for role, source in sources.items()
+            }
+            draft.finish(
+                f"kernel {Path(kernel).absolute()}, initramfs {Path(initramfs).absolute()}",
+                Contents(files, kernel_version=version),
+                activate=activate,
+            )
+        return self._image(name, draft.generation)
+
+    def draft(self, name: str, now: datetime | None = None) -> AbstractContextManager[Draft]:
+        """A new generation of image `name`; it appears where `Draft.finish` is called."""
+        _safe(name, "image")
+        return draft(self.root, name, now if now is not None else datetime.now(UTC))
+
+    def image(self, name: str, generation: str = "") -> Image:
+        """One generation, by itself the active one. Raises `ImageError`."""
+        self._folder(name)
+        generation = generation or self._active_name(name) or ""
+        if not generation:
+            raise NoSuchImage(f"image {name} has no active generation; `bootd image list {name}`")
         return self._image(name, generation)
+
+    def manifest(self, name: str, generation: str) -> Manifest:
+        """What a generation says of itself. Raises `ImageError`."""
+        return self._manifest(name, generation)
 
     def activate(self, name: str, generation: str | None = None) -> Image:
         """Let nodes boot `generation`, by default the newest. Raises `ImageError`."""
@@ -190,6 +181,23 @@ class ImageStore:
             image = self._image(name, generation)
             point(folder, generation)
         return image
+
+    def previous(self, name: str) -> str:
+        """What was active before the active generation, or else the one made before it.
+
+        Raises `NoSuchImage` where there is none that can be booted.
+        """
+        folder = self._folder(name)
+        active = self._active_name(name)
+        whole = [g.generation for g in self.generations(name) if not g.fault]
+        with contextlib.suppress(OSError):
+            before = (folder / PREVIOUS).readlink().name
+            if before != active and before in whole:
+                return before
+        older = [generation for generation in whole if active is None or generation < active]
+        if not older:
+            raise NoSuchImage(f"image {name} has no generation before the active one")
+        return older[-1]
 
     def delete(self, name: str, generation: str) -> None:
         """Remove a generation; the active one is refused. Raises `ImageError`."""
@@ -206,6 +214,22 @@ class ImageStore:
             path.rename(gone)
             sync_folder(folder)
             shutil.rmtree(gone)
+
+    def old(self, name: str, keep: int, used: Collection[str] = ()) -> tuple[Generation, ...]:
+        """The generations that nobody would miss: not among the newest `keep`, not active, not
+        active before, and not `used`. Raises `NoSuchImage`."""
+        generations = self.generations(name)
+        stay = {g.generation for g in generations[-keep:]} | set(used)
+        with contextlib.suppress(NoSuchImage):
+            stay.add(self.previous(name))
+        return tuple(g for g in generations if not g.active and g.generation not in stay)
+
+    def tidy(self, name: str) -> int:
+        """Remove what interrupted commands left; returns how much that was. Raises `ImageError`
+        where one is under way."""
+        folder = self._folder(name)
+        with sentences(name), locked(folder, BUILDS), locked(folder):
+            return remove_leftovers(folder)
 
     def verify(self, name: str, generation: str) -> list[str]:
         """Read every artefact and compare its SHA-256; what is wrong, as sentences."""
@@ -338,17 +362,6 @@ def _to_image(manifest: Manifest, folder: Path) -> Image:
         manifest.source,
         manifest.warnings,
     )
-
-
-def _next_name(folder: Path, now: datetime) -> str:
-    """A name for a new generation that sorts after all that are there, also where two are made in
-    one second or the clock was set back."""
-    stamp = now.astimezone(UTC)
-    for path in folder.iterdir():
-        with contextlib.suppress(ValueError):
-            known = datetime.strptime(path.name[:15], _STAMP).replace(tzinfo=UTC)
-            stamp = max(stamp, known + timedelta(seconds=1))
-    return f"{stamp:{_STAMP}}-{secrets.token_hex(2)}"
 
 
 def _check_sources(sources: Mapping[str, BinaryIO]) -> str | None:
