@@ -269,3 +269,23 @@ async def test_without_a_file_there_is_nothing_to_know(tmp_path: Path) -> None:
     await History(empty, str(tmp_path)).load(NAMES.get)
 
     assert list(empty) == []
+
+
+async def test_a_boot_that_cannot_be_put_into_words_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, dump = boots(), record.dump
+
+    def fail_for_n001(boot: Boot, offset: float) -> bytes:
+        if boot.node == "n001":
+            raise ValueError("a type that nobody thought of")
+        return dump(boot, offset)
+
+    monkeypatch.setattr(record, "dump", fail_for_n001)
+    for mac, name in ((MAC, "n001"), (OTHER, "n002")):
+        first.discover(mac, name, ClientKind.PXE, 7, 0.0)
+    await History(first, str(tmp_path)).save()
+
+    second = boots()
+    await History(second, str(tmp_path)).load(NAMES.get)
+    assert [boot.node for boot in second] == ["n002"]

@@ -15,6 +15,7 @@ from typing import Final
 
 import structlog
 
+from bootd import metrics
 from bootd.boots import record
 from bootd.boots.timeline import Boot, Boots
 from bootd.model import Image, Mac
@@ -79,7 +80,7 @@ class History:
             had = old.get(boot.id)
             if had is None or had[0] != mark:
                 changed += 1
-                had = (mark, record.dump(boot, self._boots.offset) + b"\n")
+                had = (mark, self._line(boot))
                 if changed % SLICE == 0:
                     await asyncio.sleep(0)
             new[boot.id] = had
@@ -94,6 +95,15 @@ class History:
             log.error("state.write-failed", file=str(self._path), error=error.strerror)
         else:
             self._lines = new
+
+    def _line(self, boot: Boot) -> bytes:
+        """The boot's line; none where it cannot be written: one boot less, not one daemon less."""
+        try:
+            return record.dump(boot, self._boots.offset) + b"\n"
+        except Exception:
+            metrics.EXCEPTIONS.labels("history").inc()
+            log.exception("history.fault", node=boot.node, mac=boot.mac, boot=boot.id)
+            return b""
 
 
 def _mark(boot: Boot) -> _Mark:
