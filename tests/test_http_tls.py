@@ -73,7 +73,11 @@ async def test_a_whole_boot_over_tls_stays_on_tls(
     token = script.split(base)[1].split("/")[0]
     assert (await get(service, f"/b/{token}/kernel", context)).body == KERNEL
     assert (await get(service, f"/b/{token}/initramfs", context)).body == INITRAMFS
-    assert SECRET in (await get(service, f"/b/{token}/system", context)).body
+    system = (await get(service, f"/b/{token}/system", context)).body
+    assert SECRET in system
+    # By this the node knows us when it refreshes its overlay.
+    assert b"etc/bootd/ca.pem\0" in system
+    assert Path(certificates[0].certificate).read_bytes() in system
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

@@ -15,9 +15,10 @@ import pytest
 
 from bootd.boots.nodekeys import derive
 from bootd.boots.timeline import Refresh
-from bootd.model import Overlay, OverlayEntry
+from bootd.model import HttpSettings, Overlay, OverlayEntry
 from bootd.overlay import tree
 from tests.http_site import MAC, NODE_SECRET, Service, serving
+from tests.test_http_tls import make_certificate
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -283,6 +284,30 @@ async def test_another_key_gets_a_sentence_and_nothing_changes(site: Site) -> No
     assert status == 1
     assert "the server says 403: this is not the key of that node; a new boot brings one" in said
     assert not site.has("etc/a")
+
+
+@pytest.mark.parametrize("fetcher", ["curl", "wget"])
+async def test_over_tls_it_trusts_the_authority_that_came_with_the_boot_and_no_other(
+    tmp_path: Path, fetcher: str
+) -> None:
+    tls, other = (make_certificate(tmp_path / name, name) for name in ("ours", "theirs"))
+    shell = programs(tmp_path / "bin", "dash", fetcher)
+    async with serving(tmp_path / "server", http=HttpSettings(port=0, tls=tls)) as service:
+        site = Site(service, tmp_path / "root", tmp_path / "bin", shell)
+        url = f"https://127.0.0.1:{service.server.tls_port}/runtime/{MAC}"
+        site.write("etc/bootd/boot.env", f"BOOTD_BOOT=0\nBOOTD_RUNTIME={url}\n")
+        site.write("etc/bootd/node.key", derive(NODE_SECRET, "n001", MAC), 0o600)
+        site.write("etc/bootd/ca.pem", Path(other.certificate).read_text())
+        site.overlay(file("etc/a", "1"))
+
+        status, said = await site.run()
+        assert status == 1
+        assert "certificate" in said
+        assert not site.has("etc/a")
+
+        site.write("etc/bootd/ca.pem", Path(tls.certificate).read_text())
+        assert "1 paths changed" in await site.refreshed()
+        assert (await site.refreshed(), site.told.result) == ("", "unchanged")
 
 
 async def test_without_a_boot_s_files_it_says_so(site: Site) -> None:

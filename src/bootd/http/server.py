@@ -127,6 +127,7 @@ class HttpServer:
         self.port = await self._listen("http.port", settings.port, None)
         if settings.tls is not None:
             self._certificate = await asyncio.to_thread(Certificate, settings.tls)
+            self._site.certificate = self._certificate
             context = self._certificate.context
             self.tls_port = await self._listen("http.tls.port", settings.tls.port, context)
 

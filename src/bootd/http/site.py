@@ -21,6 +21,7 @@ from bootd.files import LoaderFiles
 from bootd.http.admission import LARGE, Admission, Ticket, Wait
 from bootd.http.answer import Asked, NotFound, OpenFile, Refusal, not_now
 from bootd.http.events import Events
+from bootd.http.tls import Certificate
 from bootd.model import Artefact, Image, Mac, Node, UnknownPolicy
 from bootd.overlay.cache import OverlayCache
 from bootd.registry import Registry
@@ -54,6 +55,8 @@ class Site:
     events: Events
     gate: Gate = field(init=False)
     """Tokens and addresses, by the same rules as TFTP's."""
+    certificate: Certificate | None = None
+    """What this server shows over TLS."""
     _blobs: tuple[Registry, dict[str, Artefact]] | None = None
 
     def __post_init__(self) -> None:

@@ -32,12 +32,16 @@ _Version = tuple[str, str, int, int]
 
 
 class Certificate:
-    """The server's certificate. Reads files: make it in a thread. Raises `StartError`."""
+    """The server's certificate. Reads files: make it in a thread. Raises `StartError`.
+
+    `chain` is the certificate and those that vouch for it, as PEM: what a client needs to know us.
+    """
 
     def __init__(self, settings: TlsSettings) -> None:
         try:
             self._version = _version(settings)
             self.context = self._now = _context(settings)
+            self.chain = Path(settings.certificate).read_bytes()
         except (OSError, ssl.SSLError) as exc:
             raise StartError(
                 f"{settings.certificate}, {settings.key}: no certificate for HTTPS: {exc}"
@@ -56,6 +60,7 @@ class Certificate:
             if version == self._version:
                 return
             self._now = await asyncio.to_thread(_context, settings)
+            self.chain = await asyncio.to_thread(Path(settings.certificate).read_bytes)
             self._version = version
         except (OSError, ssl.SSLError) as exc:
             log.error("tls.certificate-rejected", file=settings.certificate, reason=str(exc))

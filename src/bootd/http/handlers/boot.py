@@ -25,6 +25,8 @@ ENV_FILE: Final = "etc/bootd/boot.env"
 user of the node can read."""
 KEY_FILE: Final = "etc/bootd/node.key"
 """Where the node finds the key with which it refreshes its runtime overlay (`boots.nodekeys`)."""
+CA_FILE: Final = "etc/bootd/ca.pem"
+"""Where the node finds by what it knows this server over TLS, where there is TLS."""
 
 
 async def part(site: Site, asked: Asked, route: BootPart) -> Answer:
@@ -121,12 +123,13 @@ def _own_files(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> 
         "RUNTIME": f"{secure(asked).base}/runtime/{dashed(boot.mac)}",
     }
     env = "".join(f"BOOTD_{name}={value}\n" for name, value in values.items())
-    files = {ENV_FILE: env}
+    files = {ENV_FILE: env.encode()}
     if site.node_secrets:
-        files[KEY_FILE] = nodekeys.derive(site.node_secrets[0], node.name, boot.mac) + "\n"
-    entries = [
-        cpio.Entry(path, stat.S_IFREG | 0o600, text.encode()) for path, text in files.items()
-    ]
+        key = nodekeys.derive(site.node_secrets[0], node.name, boot.mac)
+        files[KEY_FILE] = f"{key}\n".encode()
+    if site.certificate is not None:
+        files[CA_FILE] = site.certificate.chain
+    entries = [cpio.Entry(path, stat.S_IFREG | 0o600, data) for path, data in files.items()]
     return cpio.archive(entries, trailer=False)
 
 
