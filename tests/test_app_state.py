@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from bootd import state
 from bootd.model import BootTarget, Node, Settings, StartError
 from bootd.registry import Current, Registry
-from bootd.state import KEY_BYTES, Learned, Memory, load_keys, prepare, write_atomic
+from bootd.state import KEY_BYTES, Learned, Memory, load_node_secrets, prepare, write_atomic
 
 
 def registry(*nodes: Node) -> Registry:
@@ -49,24 +49,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
 def test_the_key_is_made_once_readable_by_us_alone_and_found_again(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
 
-    first = load_keys(str(tmp_path))
-    again = load_keys(str(tmp_path))
+    first = load_node_secrets(str(tmp_path))
+    again = load_node_secrets(str(tmp_path))
 
     assert first == again
     assert len(first[0]) == KEY_BYTES
-    (file,) = (tmp_path / "keys").iterdir()
+    (file,) = (tmp_path / "keys" / "nodes").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_the_newest_key_signs_and_older_ones_are_still_accepted(tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.mkdir()
+    keys = tmp_path / "keys" / "nodes"
+    keys.mkdir(parents=True)
     for name, age in (("old", 1000), ("new", 2000)):
         (keys / f"{name}.key").write_bytes(name.encode() * 16)
         os.utime(keys / f"{name}.key", (age, age))
     (keys / "cut.key").write_bytes(b"short")
 
-    assert load_keys(str(tmp_path)) == (b"new" * 16, b"old" * 16)
+    assert load_node_secrets(str(tmp_path)) == (b"new" * 16, b"old" * 16)
 
 
 def test_folders_are_made_and_one_that_is_in_the_way_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Final, NoReturn, Protocol
 
@@ -34,13 +34,14 @@ from bootd.drift import Drift
 from bootd.files import LoaderFiles, search_path
 from bootd.history import History
 from bootd.http.server import HttpServer
+from bootd.keyring import TokenKeys
 from bootd.model import ConfigError, LogSettings, Settings, StartError
 from bootd.net import Interfaces
 from bootd.notify import Notifier
 from bootd.overlay.cache import OverlayCache
 from bootd.registry import Current, Registry
 from bootd.reload import Reloader
-from bootd.state import Learned, Memory, load_keys, load_node_secrets, prepare
+from bootd.state import Learned, Memory, load_node_secrets, prepare
 from bootd.tftp.server import TftpServer
 
 log = structlog.get_logger()
@@ -213,8 +214,9 @@ class Daemon:
         loop = asyncio.get_running_loop()
         settings = registry.settings
         await asyncio.to_thread(prepare, settings.state_dir, settings.run_dir)
-        keys = await asyncio.to_thread(load_keys, settings.state_dir)
+        keys = await asyncio.to_thread(TokenKeys, settings.state_dir, time.time)  # noqa: TID251
         node_secrets = await asyncio.to_thread(load_node_secrets, settings.state_dir)
+        signing = (keys.current, node_secrets)
         current = Current(registry)
         memory = Memory(self._learned, current, settings.state_dir)
         boots = FollowedBoots(
@@ -233,7 +235,7 @@ class Daemon:
             stack.callback(overlays.close)
             stack.push_async_callback(history.save)
             self._services = self._make_services(
-                current, boots, unknown, (keys, node_secrets), reloader, overlays, drift, stack
+                current, boots, unknown, signing, reloader, overlays, drift, stack
             )
             for name, service in self._services.items():
                 # Pushed before the start: one that fails half-way is closed as well.
@@ -247,6 +249,7 @@ class Daemon:
             others = {
                 "reload": reloader.run,
                 "memory": memory.run,
+                "keys": keys.run,
                 "history": history.run,
                 "drift": drift.run,
                 "lag": health.measure_lag,
@@ -258,7 +261,7 @@ class Daemon:
         current: Current,
         boots: Boots,
         unknown: Unknown,
-        keys: tuple[tuple[bytes, ...], tuple[bytes, ...]],
+        keys: tuple[Sequence[bytes], Sequence[bytes]],
         reloader: Reloader,
         overlays: OverlayCache,
         drift: Drift,

@@ -1,7 +1,7 @@
 """What the daemon learns, kept in `state_dir` and never under /etc/bootd: it survives a restart.
 
-``keys/``         what boot tokens are signed with; the newest file first, older ones still accepted
-``keys/nodes/``   what the keys of running nodes are made from; likewise
+``keys/``         what boot tokens are signed with (`bootd.keyring`)
+``keys/nodes/``   what the keys of running nodes are made from, the newest file first
 ``learned.json``  nodes whose ``boot: once`` is spent
 ``claims.yaml``   MAC addresses claimed for nodes
 ``boots.jsonl``   the last boots of every node (`history`)
@@ -78,23 +78,13 @@ def prepare(state_dir: str, run_dir: str) -> None:
             ) from error
 
 
-def load_keys(state_dir: str) -> tuple[bytes, ...]:
-    """The keys that tokens are signed with, newest first; the first one is made if there is none.
-
-    Raises `StartError`.
-    """
-    return _keys(Path(state_dir, "keys"), "the keys for boot tokens")
-
-
 def load_node_secrets(state_dir: str) -> tuple[bytes, ...]:
-    """What node keys are derived from, newest first (`boots.nodekeys`); made as `load_keys` does.
+    """What node keys are derived from, newest first (`boots.nodekeys`); the first one is made if
+    there is none. They are not exchanged by themselves: running nodes have keys made from them.
 
     Raises `StartError`.
     """
-    return _keys(Path(state_dir, "keys", "nodes"), "the secrets of node keys")
-
-
-def _keys(folder: Path, what: str) -> tuple[bytes, ...]:
+    folder = Path(state_dir, "keys", "nodes")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         files = sorted(folder.glob("*.key"), key=lambda file: file.stat().st_mtime, reverse=True)
@@ -103,7 +93,7 @@ def _keys(folder: Path, what: str) -> tuple[bytes, ...]:
             keys = (secrets.token_bytes(KEY_BYTES),)
             write_atomic(folder / f"{secrets.token_hex(4)}.key", keys[0])
     except OSError as error:
-        raise StartError(f"{folder}: {what}: {error}") from error
+        raise StartError(f"{folder}: the secrets of node keys: {error}") from error
     return keys
 
 

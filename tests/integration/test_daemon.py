@@ -244,9 +244,12 @@ def _wait_for_python(pid: int, number: signal.Signals = signal.SIGHUP) -> None:
 
 
 def test_files_that_it_makes_are_for_itself_alone(daemon: Daemon) -> None:
-    (key,) = (daemon.folder / "state" / "keys").iterdir()
+    keys = daemon.folder / "state" / "keys"
+    found = list(keys.rglob("*"))
 
-    assert key.stat().st_mode & 0o077 == 0
+    assert {file.suffix for file in found if file.is_file()} == {".key"}
+    assert len(found) == 3  # for boot tokens; the folder for nodes; for their keys
+    assert not any(path.stat().st_mode & 0o077 for path in (keys, *found))
 
 
 def test_status_without_a_daemon_is_exit_1_with_what_to_do(tmp_path: Path) -> None:
