@@ -10,9 +10,21 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from bootd.boots.nodekeys import derive
 from bootd.http import server
 from bootd.model import HttpSettings, StartError, TlsSettings
-from tests.http_site import INITRAMFS, KERNEL, SECRET, Reply, Service, read_reply, serving, until
+from tests.http_site import (
+    INITRAMFS,
+    KERNEL,
+    MAC,
+    NODE_SECRET,
+    SECRET,
+    Reply,
+    Service,
+    read_reply,
+    serving,
+    until,
+)
 
 LOOPS = ("uvloop",)
 
@@ -183,3 +195,50 @@ async def test_no_certificate_no_start(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"no\.pem.*no certificate for HTTPS"):
         async with serving(tmp_path / "x", http=HttpSettings(port=0, tls=tls)):
             pass
+
+
+async def fetch(
+    service: Service, path: str, headers: dict[str, str], context: ssl.SSLContext | None
+) -> Reply:
+    port = service.server.tls_port if context is not None else service.server.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    lines = [f"GET {path} HTTP/1.1", "Host: x", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
+    writer.write("\r\n".join(lines).encode())
+    try:
+        return await read_reply(reader)
+    finally:
+        writer.transport.abort()
+
+
+async def test_a_runtime_overlay_is_given_over_tls_only(
+    service: Service, certificates: list[TlsSettings]
+) -> None:
+    """To the node's key, to a boot's token, and by Warewulf's rules."""
+    service.change(overlays_runtime=("keys",))
+    service.discover()
+    token = await service.token()
+    key = {"Authorization": f"Bearer {derive(NODE_SECRET, 'n001', MAC)}"}
+    runtime = "/runtime/52-54-00-12-34-56"
+    context = client(certificates[0])
+
+    for path in (runtime, f"{runtime}/report?result=ok", f"/b/{token}/runtime"):
+        plain = await fetch(service, path, key, None)
+        assert (plain.status, "only given over HTTPS" in plain.line) == (403, True), path
+        assert SECRET not in plain.body
+        assert (await fetch(service, path, key, context)).status == 200, path
+    service.change(security="warewulf")
+    assert (await fetch(service, runtime, {}, None)).status == 403
+
+
+async def test_the_node_is_told_where_its_runtime_overlay_is(
+    service: Service, certificates: list[TlsSettings]
+) -> None:
+    service.discover()
+    token = await service.token()
+    http = replace(service.registry.settings.http, tls=replace(certificates[0], port=4443))
+    settings = replace(service.registry.settings, http=http)
+    service.current.swap(replace(service.registry, settings=settings))
+
+    plain = (await fetch(service, f"/b/{token}/system", {}, None)).body
+
+    assert b"BOOTD_RUNTIME=https://127.0.0.1:4443/runtime/52-54-00-12-34-56\n" in plain
