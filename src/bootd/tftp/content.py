@@ -5,6 +5,7 @@ Parts of a boot are what HTTP is for. Loaders that have none get them here, unde
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -71,6 +72,7 @@ class Missing(Exception):
     def __init__(
         self, reason: str, name: str, code: ErrorCode | None, mac: Mac | None, *, optional: bool
     ) -> None:
+        name = _TOKEN.sub("...", name)
         shown = name.rpartition("/")[2] if reason == "not-found" else reason
         self.text = f"{'not found' if reason == 'not-found' else 'refused'}: {shown}"
         super().__init__(self.text)
@@ -79,6 +81,10 @@ class Missing(Exception):
         self.code = code
         self.mac = mac
         self.optional = optional
+
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{40,}")
+"""What may be a token or a key, in a name that goes into the log."""
 
 
 @dataclass(frozen=True, slots=True)
