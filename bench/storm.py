@@ -89,6 +89,8 @@ class Server:
 
     def look(self) -> None:
         assert self.process is not None
+        if self.process.poll() is not None:
+            sys.exit(f"bootd has ended: {(self.folder / 'log').read_text()[-3000:]}")
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         self.peak = max(self.peak, int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 
@@ -116,7 +118,7 @@ def write_site(folder: Path, wanted: argparse.Namespace, *, admission: bool) -> 
     (folder / "state" / "tftp" / LOADER).chmod(0o644)
     (folder / "kernel").write_bytes(content(wanted.kernel, 1))
     (folder / "initramfs").write_bytes(content(wanted.initramfs, 2))
-    http = {} if admission else {"max_image_transfers": 65536}
+    http = {"max_image_transfers": (wanted.limit or "auto") if admission else 65536}
     settings = {
         "interfaces": [f"{PREFIX}s"],
         "state_dir": "state",
@@ -213,7 +215,8 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=10_000, help="nodes in the registry (10000)")
     parser.add_argument("--kernel", type=int, default=8, metavar="MB", help="(8)")
     parser.add_argument("--initramfs", type=int, default=32, metavar="MB", help="(32)")
-    parser.add_argument("--admission", default="on,off", help="on, off or both (on,off)")
+    parser.add_argument("--admission", default="on", help="on, off or on,off (on)")
+    parser.add_argument("--limit", type=int, metavar="N", help="http.max_image_transfers (auto)")
     parser.add_argument("--wire", type=float, metavar="GBIT", help="speed of the server's link")
     parser.add_argument("--kill", type=float, metavar="SECONDS", help="SIGKILL the daemon then")
     parser.add_argument("--seconds", type=float, default=220.0, help="at most, each storm (220)")
