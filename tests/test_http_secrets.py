@@ -250,6 +250,41 @@ async def test_no_spelling_of_the_path_opens_what_is_closed(service: Service, pa
     assert SECRET not in reply.body
 
 
+@pytest.mark.parametrize(
+    "climb",
+    ["..", "%2e%2e", "%2E.", "..%2f..", "%2e%2e%2f", "..%5c", "..\\", "....//", "..;", ".%00.",
+     "%252e%252e", "%c0%ae%c0%ae", "%e0%80%ae%e0%80%ae", "..%00", "./..", "x/../..", "%2e%2e%5c",
+     "%ef%bc%8e%ef%bc%8e"],
+)  # fmt: skip
+async def test_path_traversal_in_all_spellings(service: Service, climb: str) -> None:
+    """A secret lies beside the folder of boot loaders, and a link in the folder leads to it."""
+    (service.folder / "secret").write_bytes(SECRET)
+    (service.folder / "tftp" / "link.efi").symlink_to("../secret")
+    steps = [f"{climb}/secret", f"{climb}/{climb}/etc/passwd", "link.efi"]
+    steps += [f"{climb}{service.folder}/secret", f"{service.folder}/secret"]
+
+    for start in ("/", "//", "/boot/", "/boot//", f"/{DASHED}/", "/b/", "/grub/", "/provision/"):
+        for step in steps:
+            reply = await service.get(f"{start}{step}")
+            assert reply.status in (400, 403, 404), start + step
+            assert SECRET not in reply.body
+            assert b"root:" not in reply.body
+    assert (await service.get("/healthz")).status == 200
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    ["bytes=" + ",".join(f"{n}-" for n in range(1300)), "bytes=" + "0-,-1," * 1000,
+     "bytes=0-" + "9" * 4000, "bytes=-" + "9" * 4000, "bytes=0-0" + ",0-0" * 1500],
+)  # fmt: skip
+async def test_range_bombs(service: Service, bomb: str) -> None:
+    """Many ranges multiply nothing: it is the whole file, or one part of it, or a refusal."""
+    for path in (f"/kernel/{DASHED}", f"/b/{'A' * 52}/system"):
+        reply = await service.get(path, headers={"Range": bomb})
+        assert reply.status in (200, 206, 400, 403, 416, 431)
+        assert len(reply.body) <= len(KERNEL)
+
+
 async def test_secrets_may_not_be_stored_by_caches(service: Service) -> None:
     service.discover()
     token = await service.token()
