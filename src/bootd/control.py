@@ -85,6 +85,7 @@ class ControlServer:
                 web.get("/timeline/{who}", self._get_timeline),
                 web.get("/drift/{who}", self._get_drift),
                 web.get("/unknown", self._get_unknown),
+                web.get("/images", self._get_images),
                 web.get("/metrics", self._get_metrics),
                 web.post("/reload", self._post_reload),
                 web.post("/claim", self._post_claim),
@@ -157,6 +158,10 @@ class ControlServer:
         now = asyncio.get_running_loop().time()
         machines = self._unknown.in_order()
         return _json([describe(machine, now, self._boots.offset) for machine in machines])
+
+    async def _get_images(self, _request: web.Request) -> web.Response:
+        registry, now = self._current.registry, asyncio.get_running_loop().time()
+        return await _json_in_thread(lambda: status.images_in_use(registry, self._boots, now))
 
     async def _get_metrics(self, _request: web.Request) -> web.Response:
         return web.Response(

@@ -6,11 +6,14 @@ Pure: `now` is monotonic seconds. Numbers are bytes and seconds, times are wall-
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from bootd.boots.timeline import Boot, Boots, Step, describe_refresh
 from bootd.model import Node, parse_mac
 from bootd.registry import Registry
+
+BOOT_PATIENCE: Final = 1800.0
+"""Seconds after which a boot that was not heard of holds no image any more."""
 
 
 def progress(step: Step, now: float) -> dict[str, Any]:
@@ -133,3 +136,24 @@ def timeline(registry: Registry, boots: Boots, who: str, now: float) -> dict[str
         "node": node.name if node is not None else None,
         "boots": [boots.describe(boot, now) for boot in seen],
     }
+
+
+def images_in_use(registry: Registry, boots: Boots, now: float) -> list[dict[str, str]]:
+    """The generations that the daemon gives to nodes, and those that boots in progress began with,
+    each with the reason in words."""
+    rows = [
+        {"name": image.name, "generation": image.generation, "why": "the daemon gives it to nodes"}
+        for image in registry.images.values()
+    ]
+    for boot in boots:
+        if boot.image is None or boot.outcome or now - boot.seen > BOOT_PATIENCE:
+            continue
+        who = boot.node or boot.mac
+        rows.append(
+            {
+                "name": boot.image.name,
+                "generation": boot.image.generation,
+                "why": f"{who} is booting it ({boot.stage.value})",
+            }
+        )
+    return rows

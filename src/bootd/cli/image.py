@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bootd.cli import imagemake
+from bootd.cli import imagemake, imagework
 from bootd.cli.common import (
     Failure,
     WrongInput,
@@ -45,6 +45,9 @@ def image(ctx: click.Context, config: str) -> None:
 
 image.add_command(imagemake.import_)
 image.add_command(imagemake.profiles)
+image.add_command(imagework.exec_)
+image.add_command(imagework.shell)
+image.add_command(imagework.sync_users)
 
 
 @image.command("list")

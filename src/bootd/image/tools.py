@@ -23,6 +23,7 @@ PACKAGES: Final = {
     "mmdebstrap": "mmdebstrap",
     "systemd-nspawn": "systemd-container",
     "mount": "mount",
+    "umount": "mount",
 }
 """Program to the Debian package that has it."""
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
