@@ -30,6 +30,33 @@ def test_ipxe_after_its_loader_is_the_same_boot() -> None:
     assert log.discover(MAC, "n001", ClientKind.IPXE, Arch.X86_BIOS, 13.0) is first
 
 
+def test_a_loader_that_ran_into_nothing_is_a_boot_that_failed() -> None:
+    log = boots()
+    log.discover(MAC, "n001", ClientKind.PXE, Arch.EFI_X64, 10.0)
+    log.note(MAC, Stage.LOADER, 14.0, detail="tftp snponly.efi")
+
+    second = log.discover(MAC, "n001", ClientKind.HTTP, Arch.EFI_X64_HTTP, 70.0)
+
+    first = log.history(MAC)[0]
+    assert (first.outcome, second.outcome) == ("failed", "")
+    assert "Secure Boot" in first.error
+    assert "loader: shim" in first.error
+
+
+def test_a_machine_that_begins_anew_later_or_after_its_script_has_not_failed_by_its_loader() -> (
+    None
+):
+    for stage, later in ((Stage.LOADER, 300.0), (Stage.SCRIPT, 70.0)):
+        log = boots()
+        log.discover(MAC, "n001", ClientKind.PXE, Arch.EFI_X64, 10.0)
+        log.note(MAC, Stage.LOADER, 14.0)
+        log.note(MAC, stage, 15.0)
+
+        log.discover(MAC, "n001", ClientKind.PXE, Arch.EFI_X64, later)
+
+        assert log.history(MAC)[0].error == ""
+
+
 def test_firmware_that_asks_again_after_its_loader_has_restarted() -> None:
     log = boots()
     first = log.discover(MAC, "n001", ClientKind.PXE, Arch.X86_BIOS, 10.0)

@@ -10,6 +10,7 @@ from bootd import configs
 from bootd.boots.gate import Gate, Shut
 from bootd.boots.timeline import Boot, Boots
 from bootd.configs import Asker, Config, Said
+from bootd.explain import boot_script
 from bootd.loaders import GrubConfig, PxelinuxConfig
 from bootd.model import (
     BootTarget,
@@ -252,3 +253,25 @@ def test_a_site_may_put_its_own_file_in_place() -> None:
         "grub/grub.cfg",
     )
     assert configs.of_the_site(PxelinuxConfig(MAC)) == ("pxelinux.cfg/01-52-54-00-12-34-56",)
+
+
+@pytest.mark.parametrize(
+    ("loader", "language", "begins", "template"),
+    [
+        ("shim", "grub", "echo\necho bootd: node n001", "grub.cfg.j2"),
+        ("efi/shimx64.efi", "grub", "echo\necho bootd: node n001", "grub.cfg.j2"),
+        ("lpxelinux.0", "pxelinux", "DEFAULT bootd", "pxelinux.cfg.j2"),
+        ("auto", "ipxe", "#!ipxe", "default.ipxe.j2"),
+    ],
+)
+def test_explain_shows_the_script_in_the_language_of_the_nodes_loader(
+    loader: str, language: str, begins: str, template: str
+) -> None:
+    node = replace(NODE, loader=loader)
+
+    shown = boot_script(Bench(node).registry, node, MAC, SERVER)
+
+    assert (shown["language"], shown["kind"]) == (language, "boot")
+    assert shown["template"] == template
+    assert shown["text"].startswith(begins)
+    assert "/b/TOKEN/kernel" in shown["text"]

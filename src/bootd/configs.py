@@ -16,7 +16,18 @@ from bootd.boots import window
 from bootd.boots.gate import Gate
 from bootd.boots.timeline import Boot
 from bootd.loaders import GrubConfig, PxelinuxConfig
-from bootd.model import BootTarget, Mac, Node, ServerAddress, UnknownPolicy, dashed
+from bootd.methods import Machine
+from bootd.model import (
+    Arch,
+    BootPlan,
+    BootTarget,
+    Mac,
+    Node,
+    ServerAddress,
+    Template,
+    UnknownPolicy,
+    dashed,
+)
 from bootd.registry import Registry
 from bootd.templating import ScriptError
 
@@ -58,17 +69,51 @@ class Asker:
     said: Said = Said()
 
 
-class _Kind(NamedTuple):
-    """What makes the configurations of one loader."""
+class Kind(NamedTuple):
+    """What makes the scripts of one loader. `template` tells which one a node's is made from, and
+    of no node, which one shows that a machine waits."""
 
     name: str
     render: Callable[..., str]
     hold: Callable[..., str]
     local: Callable[..., str]
+    template: Callable[[Registry, Node | None], Template]
 
 
-_GRUB: Final = _Kind("grub", grub.render, grub.render_hold, grub.render_local)
-_PXELINUX: Final = _Kind("pxelinux", pxelinux.render, pxelinux.render_hold, pxelinux.render_local)
+def _ipxe_template(registry: Registry, node: Node | None) -> Template:
+    return registry.templates[scripts.template_name(node) if node is not None else scripts.HOLD]
+
+
+def _ipxe(registry: Registry, plan: BootPlan, *, why: str = "", ask: bool = False) -> str:
+    return scripts.render_ipxe(plan, _ipxe_template(registry, plan.node), why=why, ask=ask)
+
+
+def _ipxe_hold(
+    registry: Registry, mac: Mac, server: ServerAddress, *, why: str, node: Node | None
+) -> str:
+    return scripts.render_hold(mac, server, _ipxe_template(registry, None), why=why, node=node)
+
+
+def _ipxe_local(registry: Registry, node: Node, mac: Mac, server: ServerAddress) -> str:
+    return scripts.render_local(node, mac, server, _ipxe_template(registry, node))
+
+
+IPXE: Final = Kind("ipxe", _ipxe, _ipxe_hold, _ipxe_local, _ipxe_template)
+GRUB: Final = Kind("grub", grub.render, grub.render_hold, grub.render_local, grub.template_of)
+PXELINUX: Final = Kind(
+    "pxelinux",
+    pxelinux.render,
+    pxelinux.render_hold,
+    pxelinux.render_local,
+    pxelinux.template_of,
+)
+
+
+def kind_of(node: Node | None) -> Kind:
+    """What the node's ``loader`` reads; iPXE's script where that leaves it open."""
+    if node is not None and grub.uses(node):
+        return GRUB
+    return PXELINUX if node is not None and pxelinux.uses(node) else IPXE
 
 
 def of_the_site(target: Target) -> tuple[str, ...]:
@@ -88,7 +133,7 @@ def configuration(gate: Gate, registry: Registry, target: Target, asker: Asker) 
         why = "the server does not know who has its address"
         text = grub.render_hold(registry, None, server, why=why, node=None)
         return Config(text, "grub", None, None, "hold")
-    kind = _GRUB if isinstance(target, GrubConfig) else _PXELINUX
+    kind = GRUB if isinstance(target, GrubConfig) else PXELINUX
     node = _node(registry, mac)
     if node is None:
         text = kind.hold(registry, mac, server, why="no node has its MAC address", node=None)
@@ -113,7 +158,7 @@ def _node(registry: Registry, mac: Mac) -> Node | None:
 
 
 def _boot(
-    kind: _Kind,
+    kind: Kind,
     gate: Gate,
     registry: Registry,
     node: Node,
@@ -122,16 +167,24 @@ def _boot(
     asker: Asker,
 ) -> tuple[str, str]:
     boot = gate.boots.of(mac)
+    machine = Machine(bios=_is_bios(boot))
     why = _refused(gate, registry, node, mac, boot, asker)
     if boot is None or why:
-        plan = scripts.plan(registry, node, mac, server)
+        plan = scripts.plan(registry, node, mac, server, machine=machine)
         ask = why in _MENDED_BY_DHCP and scripts.can_ask(registry)
         return kind.render(registry, plan, why=window.SENTENCES[why], ask=ask), why
     token = gate.token(boot, asker.peer)
-    plan = scripts.plan(registry, node, mac, server, token=token, boot_id=boot.id)
+    plan = scripts.plan(registry, node, mac, server, token=token, boot_id=boot.id, machine=machine)
     text = kind.render(registry, plan)
     boot.image = plan.image
     return text, ""
+
+
+def _is_bios(boot: Boot | None) -> bool | None:
+    """Whether the machine's firmware is a BIOS, as its DHCP packet said; None where none did."""
+    if boot is None or boot.arch is None:
+        return None
+    return boot.arch in (Arch.X86_BIOS, Arch.X86_BIOS_HTTP)
 
 
 def _refused(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any, Final
 
-from bootd import methods, scripts
+from bootd import configs, methods, scripts
 from bootd.config.explain import explain as values_of
 from bootd.dhcp.policy import Ignore, Offer, decide
 from bootd.dhcp.wire import REQUEST, Message, encode
@@ -21,6 +21,7 @@ from bootd.model import Arch, BootTarget, Mac, Node, ServerAddress, UnknownPolic
 from bootd.overlay.render import render
 from bootd.overlay.template import RenderError
 from bootd.registry import Registry
+from bootd.templating import ScriptError
 
 ARCHES: Final[Mapping[str, int]] = {
     "bios": Arch.X86_BIOS,
@@ -127,33 +128,32 @@ def _option(code: int, value: bytes) -> str:
 def boot_script(
     registry: Registry, node: Node | None, mac: Mac, us: ServerAddress, machine: Machine = NOBODY
 ) -> dict[str, Any]:
-    """The iPXE script inside a boot window: which kind, from which template, its text; and for a
-    boot how its root comes, and why so."""
+    """The script inside a boot window, in the language of the node's loader: which kind, from which
+    template, its text; and for a boot how its root comes, and why so."""
     why = "no node has this MAC address"
-    if node is not None and node.boot is BootTarget.LOCAL:
-        template = registry.templates[scripts.LOCAL]
-        text = scripts.render_local(node, mac, us, template)
-        return {"kind": "local", "template": template.source, "why": "", "text": text}
+    kind = configs.kind_of(node)
+    answer = {"language": kind.name, "kind": "hold", "why": ""}
     if node is not None:
         try:
-            template = registry.templates[scripts.template_name(node)]
+            answer["template"] = kind.template(registry, node).source
+            if node.boot is BootTarget.LOCAL:
+                text = kind.local(registry, node, mac, us)
+                return answer | {"kind": "local", "text": text}
             plan = scripts.plan(
                 registry, node, mac, us, token=TOKEN, boot_id="BOOT", machine=machine
             )
-            return {
+            return answer | {
                 "kind": "boot",
-                "template": template.source,
-                "why": "",
-                "text": scripts.render_ipxe(plan, template),
+                "text": kind.render(registry, plan),
                 "method": plan.method.value,
                 "reason": plan.reason,
                 "kernel": plan.kernel_version,
             }
-        except scripts.ScriptError as error:
+        except ScriptError as error:
             why = str(error)
-    template = registry.templates[scripts.HOLD]
-    text = scripts.render_hold(mac, us, template, why=why, node=node)
-    return {"kind": "hold", "template": template.source, "why": why, "text": text}
+    answer["template"] = kind.template(registry, None).source
+    text = kind.hold(registry, mac, us, why=why, node=node)
+    return answer | {"why": why, "text": text}
 
 
 def files(registry: Registry, node: Node, us: ServerAddress) -> dict[str, Any]:

@@ -25,14 +25,17 @@ HOLD: Final = "hold.grub.cfg.j2"
 LOCAL: Final = "local.grub.cfg.j2"
 SHARED: Final = (CONFIG, HOLD, LOCAL)
 """The templates that every installation has."""
-LOADERS: Final = frozenset(("shim", "grub"))
-"""Values of a node's ``loader`` that end in GRUB; a file of the site's may be one as well."""
 MAX_COUNTDOWN: Final = 600
 TFTP_PORT: Final = 69
 """The only one that GRUB's file names can say."""
 
 _SAFE: Final = re.compile(r"[A-Za-z0-9_.,:/=+@%-]+", re.ASCII)
 _HTTP_PORT: Final = 80
+
+
+def uses(node: Node) -> bool:
+    """True where the node's ``loader`` ends in GRUB: ``shim``, ``grub``, or a file called so."""
+    return node.loader.rpartition("/")[2].lower().startswith(("shim", "grub"))
 
 
 # ---- words ---------------------------------------------------------------------------------------
@@ -147,12 +150,15 @@ def _script_url(mac: Mac, server: ServerAddress) -> dict[str, str]:
 # ---- configurations ------------------------------------------------------------------------------
 
 
-def template_of(registry: Registry, node: Node) -> Template:
+def template_of(registry: Registry, node: Node | None) -> Template:
     """The template of this node's configuration: ``NAME.grub.cfg.j2`` where the node has a
-    ``template`` of its own and GRUB's version of it exists. Raises `ScriptError`."""
+    ``template`` of its own and GRUB's version of it exists; of no node, the one of a machine that
+    waits. Raises `ScriptError`."""
+    if node is None:
+        return _shared(registry, HOLD)
     if node.boot is BootTarget.LOCAL:
         return _shared(registry, LOCAL)
-    own = registry.templates.get(f"{node.template}.grub.cfg.j2")
+    own = registry.templates.get(f"{node.template}.{CONFIG}")
     return own if own is not None else _shared(registry, CONFIG)
 
 
@@ -265,7 +271,7 @@ def check(registry: Registry) -> list[str]:
     seen: set[object] = set()
     for node in registry.nodes.values():
         shape = scripts.shape_of(node)
-        if node.loader not in LOADERS or shape in seen:
+        if not uses(node) or shape in seen:
             continue
         seen.add(shape)
         try:

@@ -51,8 +51,7 @@ def render(registry: Registry, plan: BootPlan, *, why: str = "", ask: bool = Fal
         "why": why,
         "ask": ask,
     }
-    own = registry.templates.get(f"{plan.node.template}.{CONFIG}")
-    return _render(own if own is not None else _shared(registry, CONFIG), values)
+    return _render(template_of(registry, plan.node), values)
 
 
 def render_hold(
@@ -66,6 +65,16 @@ def render_hold(
 def render_local(registry: Registry, node: Node, mac: Mac, server: ServerAddress) -> str:
     """The configuration that hands over to the machine's own disk."""
     return _render(_shared(registry, LOCAL), {"node": node, "mac": mac, "server": server})
+
+
+def template_of(registry: Registry, node: Node | None) -> Template:
+    """The template of this node's configuration, as `grub.template_of`. Raises `ScriptError`."""
+    if node is None:
+        return _shared(registry, HOLD)
+    if node.boot is BootTarget.LOCAL:
+        return _shared(registry, LOCAL)
+    own = registry.templates.get(f"{node.template}.{CONFIG}")
+    return own if own is not None else _shared(registry, CONFIG)
 
 
 def _url(url: str) -> str:

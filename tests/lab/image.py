@@ -21,8 +21,9 @@ from tests.lab.run import LabError, program, run
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
-MODULES: Final = ("virtio_pci", "virtio_net")
-"""Modules for the machines' network card; what they depend on comes with them."""
+MODULES: Final = ("virtio_pci", "virtio_net", "efivarfs")
+"""Modules for the machines' network card and their firmware's variables; what they depend on comes
+with them."""
 _SOURCES: Final = Path(__file__).parent / "initramfs"
 
 

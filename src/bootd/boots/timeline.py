@@ -24,6 +24,16 @@ KEPT_BOOTS: Final = 3
 """Earlier boots kept for each node."""
 
 
+SOON: Final = 120.0
+"""Seconds after its loader in which a machine that begins anew did not run that loader."""
+NO_SCRIPT: Final = (
+    "its firmware had the loader and began anew, and no script was asked for: Secure Boot refuses "
+    "a loader that is not signed (loader: shim, or switch it off), or the loader cannot reach the "
+    "boot server"
+)
+"""Why such a boot has failed, as far as a server can tell."""
+
+
 class Stage(StrEnum):
     """What a boot goes through, in order."""
 
@@ -208,6 +218,8 @@ class Boots:
         """A DISCOVER arrived from a boot client: the boot it belongs to, new or going on."""
         boot = self.of(mac)
         if boot is None or self._restarted(boot, kind, now):
+            if boot is not None and self._refused(boot, now):
+                self.fail(boot, now, NO_SCRIPT)
             boot = self._start(Boot(self._new_id(), mac, node, now, now, kind, arch))
         elif node != boot.node:
             self._rename(boot, node)
@@ -298,6 +310,15 @@ class Boots:
         if kind is ClientKind.IPXE:
             return boot.reached(Stage.SCRIPT)
         return boot.reached(Stage.LOADER)
+
+    def _refused(self, boot: Boot, now: float) -> bool:
+        """Whether a boot that is begun anew had its loader and nothing came of it."""
+        return (
+            not boot.outcome
+            and boot.kind in (ClientKind.PXE, ClientKind.HTTP)
+            and boot.stage is Stage.LOADER
+            and now - boot.seen <= SOON
+        )
 
     def _start(self, boot: Boot) -> Boot:
         machines = self._known if boot.node is not None else self._unknown
