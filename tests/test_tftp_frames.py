@@ -12,7 +12,7 @@ from bootd.tftp.wire import data_header
 
 
 def datagrams(frames: Frames, first: int, count: int) -> list[bytes]:
-    return [bytes(d) for burst in frames.bursts(first, count) for d in burst.datagrams()]
+    return [bytes(d) for burst in frames.window(first, count).bursts for d in burst.datagrams()]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_any_window_is_those_blocks_with_their_numbers(
         for n in range(first, first + count)
     ]
     assert datagrams(frames, first, count) == expected
-    for burst in frames.bursts(first, count):
+    for burst in frames.window(first, count).bursts:
         assert len(burst.payload) <= MAX_SEND
         assert len(burst.payload) <= burst.size * MAX_SEGMENTS
 
@@ -53,8 +53,8 @@ def test_a_usual_window_is_one_send() -> None:
     frames = Frames(b"x" * 1_000_000, 1468)
     for window in (1, 4, 16, 32):
         for first in range(1, 600, window):
-            assert len(list(frames.bursts(first, window))) == 1
-    assert len(list(frames.bursts(1, 64))) == 2, "94 KB are more than one packet may carry"
+            assert len(list(frames.window(first, window).bursts)) == 1
+    assert len(list(frames.window(1, 64).bursts)) == 2, "94 KB are more than one packet may carry"
 
 
 @pytest.mark.parametrize("blksize", [512, 64])
@@ -66,14 +66,14 @@ def test_numbers_roll_over_to_zero(blksize: int) -> None:
 
 def test_a_small_file_is_framed_once_and_a_large_one_as_it_goes() -> None:
     small, large = Frames(b"x" * 100_000, 1468), Frames(b"x" * 5_000_000, 1468)
-    first = small.bursts(1, 4)[0].payload
+    first = small.window(1, 4).bursts[0].payload
     assert isinstance(first, memoryview)
-    again = small.bursts(1, 4)[0].payload
+    again = small.window(1, 4).bursts[0].payload
     assert isinstance(again, memoryview)
     assert again.obj is first.obj
     assert small.kept
     assert not large.kept
-    assert isinstance(large.bursts(1, 4)[0].payload, bytes)
+    assert isinstance(large.window(1, 4).bursts[0].payload, bytes)
 
 
 def test_transfers_of_one_version_and_block_size_share_their_frames() -> None:

@@ -4,16 +4,8 @@ import pytest
 
 from bootd.tftp import wire
 from bootd.tftp.frames import Frames
-from bootd.tftp.transfer import (
-    MAX_UNVERIFIED,
-    STALLED,
-    UNVERIFIED_LIFE,
-    Limits,
-    Outcome,
-    Terms,
-    Transfer,
-    negotiate,
-)
+from bootd.tftp.terms import Limits, Terms, negotiate
+from bootd.tftp.transfer import MAX_UNVERIFIED, STALLED, UNVERIFIED_LIFE, Outcome, Transfer
 from bootd.tftp.wire import ack
 
 ETHERNET = Limits(blksize=1468)
@@ -281,12 +273,12 @@ def test_the_timer_asks_with_the_last_block_then_sends_the_window_and_waits_long
         transfer.tick(now)
         again.append(blocks(transfer))
     assert again == [[2], [1, 2], [1, 2], [1, 2], [1, 2], [1, 2]]
-    assert waits == pytest.approx([0.01, 0.01, 0.02, 0.04, 0.08, 0.16])
+    assert waits == pytest.approx([0.011, 0.011, 0.022, 0.044, 0.088, 0.176])
     assert transfer.retransmits == 11
 
     transfer.receive(ack(2), now=now + 0.1)
     transfer.take()
-    assert transfer.deadline == pytest.approx(now + 0.1 + 0.01), "progress resets the wait"
+    assert transfer.deadline == pytest.approx(now + 0.1 + 0.011), "progress resets the wait"
 
 
 def test_a_lost_ack_costs_one_datagram_not_the_window() -> None:
@@ -322,7 +314,7 @@ def test_an_ack_after_a_repetition_measures_nothing() -> None:
     transfer.tick(0.02)
     transfer.take()
     transfer.receive(ack(1), now=0.0201)
-    assert transfer.deadline == pytest.approx(0.0301), "still the floor of 10 ms"
+    assert transfer.deadline == pytest.approx(0.0311), "still a way of 1 ms and 10 ms of margin"
     transfer.receive(ack(2), now=0.5201)
     assert transfer.deadline is not None
     assert transfer.deadline > 0.5201 + 0.25
@@ -468,3 +460,65 @@ def test_the_bytes_of_a_file_are_what_its_blocks_hold() -> None:
         block += 1
         transfer.receive(ack(block), now=block * 0.001)
     assert got == content
+
+
+# ---- bad weather ---------------------------------------------------------------------------------
+
+
+def test_after_a_loss_a_large_window_goes_in_parts_a_round_trip_apart() -> None:
+    transfer = verified(b"x" * 4000, windowsize=64)
+    assert blocks(transfer) == list(range(1, 65))
+
+    transfer.receive(ack(10), now=0.002)
+    went, times = [], []
+    while transfer.deadline is not None and transfer.deadline < 0.009:
+        now = transfer.deadline
+        transfer.tick(now)
+        times.append(now)
+        went.append(blocks(transfer))
+
+    assert went == [list(range(11, 43)), list(range(43, 75))], "one window, for one ACK"
+    assert times[1] - times[0] == pytest.approx(0.0015, abs=0.0005), "a way there and back"
+
+
+def test_a_complaint_saves_the_rest_of_a_parted_window() -> None:
+    transfer = verified(b"x" * 4000, windowsize=64)
+    transfer.take()
+    transfer.receive(ack(10), now=0.002)
+    transfer.tick(0.003)
+    assert blocks(transfer) == list(range(11, 43))
+
+    transfer.receive(ack(20), now=0.004)
+    transfer.tick(0.005)
+
+    assert blocks(transfer) == list(range(21, 37)), "half as much at once, from where it stopped"
+
+
+def test_in_good_weather_the_window_is_whole_again() -> None:
+    transfer = verified(b"x" * 8000, windowsize=64)
+    transfer.take()
+    transfer.receive(ack(10), now=0.002)
+    now, most = 0.002, 0
+    while transfer.outcome is None:
+        assert transfer.deadline is not None
+        now = transfer.deadline
+        transfer.tick(now)
+        while transfer.deadline is not None and transfer.deadline < now + 0.009:
+            now = transfer.deadline
+            transfer.tick(now)
+        out = blocks(transfer)
+        while out and transfer.outcome is None:
+            transfer.receive(ack(out[-1]), now=now)
+            out = blocks(transfer)
+            most = max(most, len(out))
+    assert most == 64
+
+
+def test_silence_is_no_reason_for_a_smaller_window() -> None:
+    transfer = verified(b"x" * 1000, windowsize=16)
+    transfer.take()
+    for _ in range(6):
+        assert transfer.deadline is not None
+        transfer.tick(transfer.deadline)
+        again = blocks(transfer)
+    assert again == list(range(1, 17))

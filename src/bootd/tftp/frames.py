@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from bootd.tftp.wire import DEFAULT_BLKSIZE, data_header
+from bootd.tftp.wire import DEFAULT_BLKSIZE, ack, data_header
 
 MAX_SEGMENTS: Final = 64
 """Datagrams that one UDP_SEGMENT send may carry (UDP_MAX_SEGMENTS before Linux 6.9)."""
@@ -37,15 +37,22 @@ class Burst(NamedTuple):
             yield self.payload[start : start + self.size]
 
 
+class Window(NamedTuple):
+    """Blocks in few sends, and the ACK that says all of them arrived."""
+
+    bursts: tuple[Burst, ...]
+    ack: bytes
+
+
 class Frames:
     """`data` in blocks of `blksize` bytes, numbered from 1; the last one is short, maybe empty."""
 
     __slots__ = (
         "__weakref__",
-        "_bursts",
         "_chunks",
         "_per_chunk",
         "_per_send",
+        "_windows",
         "blksize",
         "blocks",
         "data",
@@ -62,20 +69,21 @@ class Frames:
         # Whole windows of the usual sizes, 1 to 64, fit a chunk side by side.
         self._per_chunk = max(1, min(MAX_SEGMENTS, _CHUNK // blksize))
         self._chunks: dict[int, memoryview] = {}
-        self._bursts: dict[tuple[int, int], tuple[Burst, ...]] = {}
+        self._windows: dict[int, Window] = {}
 
-    def bursts(self, first: int, count: int) -> tuple[Burst, ...]:
-        """Blocks `first` to ``first + count - 1``, all of which the file has, in few sends.
+    def window(self, first: int, count: int) -> Window:
+        """Blocks `first` to ``first + count - 1``, at most 64, all of which the file has.
 
         A rack asks for the same windows of the same loader: what was made once is found again, as
         many windows as there are blocks.
         """
-        key = (first, count)
-        found = self._bursts.get(key)
+        key = first << 7 | count
+        found = self._windows.get(key)
         if found is None:
-            found = tuple(self._make(first - 1, first - 1 + count))
-            if self.kept and len(self._bursts) < self.blocks:
-                self._bursts[key] = found
+            last = first + count - 1
+            found = Window(tuple(self._make(first - 1, last)), ack(last))
+            if self.kept and len(self._windows) < self.blocks:
+                self._windows[key] = found
         return found
 
     def _make(self, at: int, end: int) -> Iterator[Burst]:

@@ -30,8 +30,9 @@ from bootd.tftp.content import Content, Contents, Missing, Request, images_folde
 from bootd.tftp.frames import Burst, FrameStore
 from bootd.tftp.session import FIRST_PORT, Session
 from bootd.tftp.sockets import Arrival, Listener, OwnChannel, SharedChannel
+from bootd.tftp.terms import Limits, negotiate
 from bootd.tftp.timers import Timers
-from bootd.tftp.transfer import Limits, Outcome, Transfer, negotiate
+from bootd.tftp.transfer import Outcome, Transfer
 from bootd.tftp.wire import ReadRequest, WireError
 from bootd.throttle import Throttle
 

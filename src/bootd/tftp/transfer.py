@@ -18,13 +18,12 @@ The rules, and who needs them:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from bootd.tftp import wire
 from bootd.tftp.frames import Burst, Frames
+from bootd.tftp.terms import MAX_TIMEOUT, Terms
 from bootd.tftp.wire import ErrorCode, PeerError, WireError
 
 MAX_UNVERIFIED: Final = 4
@@ -34,13 +33,20 @@ UNVERIFIED_LIFE: Final = 30.0
 """Seconds that such a transfer lives. Until then a repeated request starts no other one."""
 STALLED: Final = 30.0
 """Seconds without progress after which a transfer is given up."""
-MAX_WINDOW: Final = 64
-FIRST_TIMEOUT: Final = 1.0
 MIN_TIMEOUT: Final = 0.010
-MAX_TIMEOUT: Final = 8.0
 
 _REPEAT_AFTER: Final = 0.5
 """A repeated request within these seconds of our answer crossed it on the wire."""
+_NEAR: Final = 0.001
+"""Seconds: a way there and back so short changes none of the waits, whose floors are above it."""
+_UNKNOWN_WAY: Final = 0.02
+"""Seconds there and back that are assumed until one could be measured."""
+_LARGE: Final = 16
+_MOST_PARTS: Final = 16
+_POOR, _FAIR, _GOOD = 0.6, 0.75, 0.85
+"""More blocks at once than `_LARGE` are halved at each loss, fewer where less than `_POOR` of what
+is sent is of use, down to `_MOST_PARTS` a window; they are doubled again past `_GOOD`. At 5 % loss
+a block of 16 at once is sent 1.5 times on average, one of 64 four times."""
 _COMPLAINT: Final = 0.001
 """Seconds, at least: an ACK repeated sooner after its window is the network's duplicate, and a gap
 is believed when nothing better follows in this time."""
@@ -62,73 +68,34 @@ class Outcome(StrEnum):
     STOPPED = "stopped"  # the server ends
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the server grants at most on this interface; `blksize` in bytes."""
-
-    blksize: int
-    windowsize: int = MAX_WINDOW
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What was agreed on. `options` is the OACK's content, empty where there is none."""
-
-    blksize: int = wire.DEFAULT_BLKSIZE
-    windowsize: int = 1
-    timeout: float = FIRST_TIMEOUT
-    options: tuple[tuple[bytes, int], ...] = ()
-    sized: bool = False
-
-
-def negotiate(asked: Iterable[tuple[bytes, bytes]], size: int, limits: Limits) -> Terms:
-    """Answer a request's options for a file of `size` bytes.
-
-    In the client's order and spelling, only what it asked for (EDK2: "Malformatted OACK"), never
-    more than it asked for; `timeout` unchanged (EDK2 and U-Boot refuse another). Unknown options
-    and values that make no sense are ignored.
-    """
-    blksize, windowsize, timeout, sized = wire.DEFAULT_BLKSIZE, 1, FIRST_TIMEOUT, False
-    granted: list[tuple[bytes, int]] = []
-    for name, text in asked:
-        value = wire.number(text)
-        if value is None:
-            continue
-        match name.lower():
-            case b"blksize" if wire.MIN_BLKSIZE <= value <= wire.MAX_BLKSIZE:
-                blksize = value = min(value, limits.blksize)
-            case b"windowsize" if 1 <= value <= 65535:
-                windowsize = value = min(value, limits.windowsize, MAX_WINDOW)
-            case b"timeout" if 1 <= value <= 255:
-                timeout = min(float(value), MAX_TIMEOUT)
-            case b"tsize":
-                value, sized = size, True
-            case _:
-                continue
-        granted.append((name, value))
-    return Terms(blksize, windowsize, timeout, tuple(granted), sized)
-
-
 class Transfer:
     """One read of `frames` on `terms`, begun at `now`."""
 
     __slots__ = (
         "_asked",
+        "_awaited",
         "_backoff",
         "_base",
+        "_base_before",
         "_began",
+        "_calm",
         "_clean",
         "_doubted",
         "_doubting",
         "_highest",
         "_out",
+        "_part",
+        "_parted",
         "_peak",
         "_progress",
         "_sent_at",
+        "_sent_before",
         "_smoothed",
         "_unverified_left",
+        "_use",
         "_variation",
         "_wait",
+        "_window_at",
         "_windowsize",
         "datagrams",
         "deadline",
@@ -154,14 +121,21 @@ class Transfer:
         self.ignored = 0
         self._began = self._progress = now
         self._base = 0  # blocks acknowledged
-        self._highest = 0  # the last block of the window that is out
+        self._highest = 0  # the last block that is out
         self._peak = 0  # the last block that was ever sent
+        self._awaited = b""  # the ACK of all that is out
+        self._part = terms.windowsize  # blocks sent at once
+        self._use = 1.0  # the share of it that the client could use, lately
+        self._sent_before = self._base_before = 0  # when that was last looked at
+        self._parted = False  # the window's rest waits for the deadline
+        self._window_at = now
         self._doubted = -1  # the base at which the client complained; it does so once for each
         self._doubting = False  # the deadline is the complaint's, not the timer's
         self._clean = True  # nothing in the window was sent before: its ACK measures the way
-        self._asked = False  # the timer has run out once, and the window's last block asked again
+        self._asked = False  # the timer has run out once, and the last block was sent again
         self._backoff = 1
         self._smoothed = self._variation = 0.0
+        self._calm = False  # the way is so short and steady that measuring changes nothing
         self._wait = terms.timeout
         self._windowsize = terms.windowsize
         self._unverified_left = MAX_UNVERIFIED
@@ -185,6 +159,11 @@ class Transfer:
 
     def receive(self, datagram: bytes, now: float) -> None:
         """A datagram from the client's address and port."""
+        if datagram == self._awaited:  # nearly all of them, so that it comes first
+            if self._clean and not (self._calm and now - self._sent_at < _NEAR):
+                self._measure(now)
+            self._arrived(now)
+            return
         if self.outcome is not None:
             return
         try:
@@ -211,6 +190,8 @@ class Transfer:
             self._end(Outcome.TIMED_OUT)
         elif self._doubting:
             self._send_window(now)
+        elif self._parted:
+            self._send_part(now)
         elif not self._asked and self._highest - self._base > 1:
             self._ask(now)
         else:
@@ -245,8 +226,10 @@ class Transfer:
                 self._out += (_single(wire.oack(self.terms.options)),)
                 self.datagrams += 1
             else:
+                self._highest = 0
                 self._send_blocks(1)
-            self._sent_at = now
+                self._awaited = b""  # its ACK does more than the others'
+            self._sent_at = self._window_at = now
         end = self._began + UNVERIFIED_LIFE
         wait = self._wait * 2 ** (MAX_UNVERIFIED - 1 - self._unverified_left)
         self.deadline = min(now + wait, end) if self._unverified_left else end
@@ -273,32 +256,41 @@ class Transfer:
         """An ACK `ahead` blocks past what is acknowledged, modulo 65,536."""
         outstanding = self._highest - self._base
         if 1 <= ahead <= outstanding:
-            if self._clean:
+            if self._clean and self._sent_at == self._window_at:
                 self._measure(now)
+            if ahead == outstanding:
+                self._arrived(now)
+                return
             self._base += ahead
             self._progress = now
             self._backoff = 1
             self._asked = False
-            if ahead < outstanding:
-                self._doubt(now + max(self._smoothed / 4, _COMPLAINT))
-            elif self._base == self.frames.blocks:
-                self._end(Outcome.OK)
-            else:
-                self._send_window(now)
+            self._doubt(now + max(self._smoothed / 4, _COMPLAINT))
         elif ahead == 0 and self._complains(now):
             when = now + max(self._smoothed / 2, _COMPLAINT)
             self._doubt(when if self.deadline is None else min(when, self.deadline))
         else:
             self.ignored += 1
 
+    def _arrived(self, now: float) -> None:
+        """All that is out has arrived."""
+        self._base = self._highest
+        self._progress = now
+        self._backoff = 1
+        self._asked = False
+        if self._base == self.frames.blocks:
+            self._end(Outcome.OK)
+        else:
+            self._send_window(now)
+
     def _complains(self, now: float) -> bool:
         """True where a repeated ACK may say that the window's first block was lost: it took a way
-        there and back, and there is a window to complain about."""
-        return (
-            self._windowsize > 1
-            and self._doubted != self._base
-            and now - self._sent_at >= max(self._smoothed / 2, _COMPLAINT)
-        )
+        there and back, and there is a window to complain about. A second time of the same block
+        only while the window's rest can still be saved."""
+        if self._windowsize == 1 or (self._doubted == self._base and not self._parted):
+            return False
+        way = self._smoothed / (1 if self._doubted == self._base else 2)
+        return now - self._window_at >= max(way, _COMPLAINT)
 
     def _doubt(self, when: float) -> None:
         """Go back to the first block that is not acknowledged, unless progress comes first."""
@@ -307,13 +299,38 @@ class Transfer:
         self.deadline = when
 
     def _send_window(self, now: float) -> None:
-        count = self.frames.blocks - self._base
-        if count > self._windowsize:
-            count = self._windowsize
+        """From the first block that is not acknowledged."""
         self._clean = self._base >= self._peak
+        if not self._clean or self._part < self._windowsize:
+            self._adapt()
         self._doubting = False
-        self._send_blocks(count)
+        self._highest = self._base
+        self._window_at = now
+        self._send_part(now)
+
+    def _adapt(self) -> None:
+        """Fit what is sent at once to how much of it was of use."""
+        sent, arrived = self.datagrams - self._sent_before, self._base - self._base_before
+        self._sent_before, self._base_before = self.datagrams, self._base
+        self._use += (arrived / sent - self._use) / 4
+        poor = self._use < _POOR and self._backoff == 1  # silence says nothing of what is too much
+        if not self._clean and (self._part > _LARGE or poor):
+            self._part = max(self._part // 2, self._windowsize // _MOST_PARTS, 1)
+            self._use = _FAIR
+        elif self._clean and self._use > _GOOD:
+            self._part = min(self._part * 2, self._windowsize)
+            self._use = _FAIR
+
+    def _send_part(self, now: float) -> None:
+        """What follows in the window, as much as goes at once."""
+        left = min(self._base + self._windowsize, self.frames.blocks) - self._highest
+        self._parted = left > self._part
+        self._send_blocks(self._part if self._parted else left)
         self._sent_at = now
+        if self._parted:
+            way = self._smoothed + self._variation or _UNKNOWN_WAY
+            self.deadline = now + max(way, _COMPLAINT)
+            return
         wait = self._wait
         if self._backoff > 1:
             wait = min(wait * self._backoff, MAX_TIMEOUT, self._progress + STALLED - now)
@@ -322,21 +339,23 @@ class Transfer:
     def _ask(self, now: float) -> None:
         """Send the window's last block alone: whether its ACK or a block was lost, the client
         answers with where it is, for one datagram instead of the whole window."""
-        self._out += self.frames.bursts(self._highest, 1)
+        self._out += self.frames.window(self._highest, 1).bursts
         self.datagrams += 1
         self.retransmits += 1
         self._asked = True
         self._clean = False
-        self._sent_at = now
+        self._sent_at = self._window_at = now
         self.deadline = min(now + self._wait, self._progress + STALLED)
 
     def _send_blocks(self, count: int) -> None:
-        first = self._base + 1
-        self._highest = last = self._base + count
-        self._out += self.frames.bursts(first, count)
+        first = self._highest + 1
+        self._highest = last = self._highest + count
+        window = self.frames.window(first, count)
+        self._out += window.bursts
+        self._awaited = window.ack
         self.datagrams += count
         if self._peak >= first:
-            self.retransmits += min(last, self._peak) - self._base
+            self.retransmits += min(last, self._peak) - first + 1
         if last > self._peak:
             self._peak = last
 
@@ -350,8 +369,9 @@ class Transfer:
             error = sample - self._smoothed
             self._smoothed += error / 8
             self._variation += (abs(error) - self._variation) / 4
-        wait = self._smoothed + 4 * self._variation
-        self._wait = MIN_TIMEOUT if wait < MIN_TIMEOUT else min(wait, MAX_TIMEOUT)
+        margin = max(4 * self._variation, MIN_TIMEOUT)
+        self._wait = min(self._smoothed + margin, MAX_TIMEOUT)
+        self._calm = margin == MIN_TIMEOUT and self._smoothed < _NEAR
 
     # ---- the end ---------------------------------------------------------------------------------
 
@@ -364,6 +384,7 @@ class Transfer:
     def _end(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self.deadline = None
+        self._awaited = b""
 
 
 def _single(datagram: bytes) -> Burst:
