@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from bootd import files
-from bootd.files import LoaderFiles, NotFound, Refused, open_beneath, search_path, walk
+from bootd.files import (
+    LoaderFiles,
+    NotFound,
+    Refused,
+    missing,
+    open_beneath,
+    search_path,
+    walk,
+)
 
 
 @pytest.fixture
@@ -278,3 +286,28 @@ def test_the_walk_takes_over_where_openat2_is_forbidden(
     descriptor = open_beneath(os.fspath(root), "x")
     assert os.read(descriptor, 100) == b"loader"
     os.close(descriptor)
+
+
+# ---- what a node's loader needs ------------------------------------------------------------------
+
+
+def test_shim_needs_a_second_stage_of_its_own_architecture(root: Path) -> None:
+    assert "there is no shimx64.efi: apt install shim-signed" in missing([root], "shim")
+    (root / "shimx64.efi.signed").touch()
+    (root / "grubnetaa64.efi.signed").touch()
+    assert "there is no grubx64.efi" in missing([root], "shim")
+    (root / "grubnetx64.efi.signed").touch()
+    assert missing([root], "shim") == ""
+
+
+def test_a_loader_is_enough_where_one_kind_of_machine_finds_its_own(root: Path) -> None:
+    assert "apt install ipxe" in missing([root], "auto")
+    (root / "ipxe.efi").touch()
+    assert missing([root], "auto") == missing([root], "snponly") == ""
+
+
+def test_a_file_of_the_sites_own_is_named_with_its_folder(root: Path) -> None:
+    assert missing([root], "efi/own.efi") == f"there is no efi/own.efi: put it into {root}"
+    (root / "efi").mkdir()
+    (root / "efi" / "own.efi").touch()
+    assert missing([root], "efi/own.efi") == ""

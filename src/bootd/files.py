@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
 
+from bootd import loaders
+
 MAX_FILE: Final = 256 * 1024 * 1024
 """Bytes of the largest file served from memory; images go by HTTP, from disk."""
 KEPT: Final = 64 * 1024 * 1024
@@ -37,6 +39,27 @@ _DEBIAN: Final = (
 def search_path(state_dir: str) -> tuple[Path, ...]:
     """Where loaders are looked for: the site's own folder, then where Debian's packages are."""
     return (Path(state_dir) / "tftp", *map(Path, _DEBIAN))
+
+
+_PACKAGES: Final[Mapping[str, str]] = {
+    "shim": "shim-signed and grub-efi-amd64-signed (on arm64: grub-efi-arm64-signed)",
+    "grub": "grub-efi-amd64-signed (on arm64: grub-efi-arm64-signed)",
+}
+
+
+def missing(search: Sequence[Path], choice: str) -> str:
+    """What a node with this ``loader`` would ask for in vain, and what to do, as a sentence; empty
+    where there is what one kind of machine needs. Looks at the disk."""
+    chains = loaders.chains(choice)
+    for chain in chains:
+        if all(any((root / n).is_file() for n in names for root in search) for names in chain):
+            return ""
+    lacking = next(
+        names for names in chains[0] if not any((r / n).is_file() for n in names for r in search)
+    )
+    own = f"put it into {search[0]}"
+    package = _PACKAGES.get(choice, "ipxe") if choice in loaders.CHOICES else ""
+    return f"there is no {lacking[0]}: " + (f"apt install {package}, or {own}" if package else own)
 
 
 class NotFound(Exception):

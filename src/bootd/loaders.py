@@ -115,6 +115,21 @@ def loader_for(arch: int, choice: str = "auto") -> tuple[str, ...]:
     return _EFI_LOADERS[platform][choice] if platform is not None else ()
 
 
+def chains(choice: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """What a node with this ``loader`` needs on the server, one chain for each kind of machine: of
+    each file in a chain the names that will do. BIOS machines and those of other than today's
+    servers' architectures are left out."""
+    if choice not in CHOICES:
+        return (((choice,),),)
+    found = []
+    for platform, arch in ((_X64, Arch.EFI_X64), (_ARM64, Arch.EFI_ARM64)):
+        chain = [loader_for(arch, choice)]
+        if choice == "shim":
+            chain.append(_companions(platform)[f"grub{platform.efi}.efi"])
+        found.append(tuple(chain))
+    return tuple(found)
+
+
 def boot_path(mac: Mac, arch: int, choice: str = "auto") -> str | None:
     """The path for DHCP's boot file, ``52-54-00-12-34-56/snponly.efi``; None: nothing to serve.
 

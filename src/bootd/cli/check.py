@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from bootd.cli.common import config_option, json_option, print_json, refuse
+
+if TYPE_CHECKING:
+    from bootd.registry import Registry
 
 _SHOWN: Final = 20
 """Warnings that are shown one by one."""
@@ -35,12 +38,14 @@ def check(config: str, as_json: bool) -> None:
         refuse(error.faults)
     waiting = scripts.unbootable(registry)
     without = [node.name for node in registry.nodes.values() if not node.macs]
+    loaders = _missing_loaders(registry)
     summary = {
         "ok": True,
         "faults": [],
         "nodes": len(registry.nodes),
         "nodes_without_mac": without,
         "warnings": waiting,
+        "loaders_missing": loaders,
         "images": sorted(registry.images),
         "overlays": sorted(registry.overlays),
     }
@@ -55,10 +60,29 @@ def check(config: str, as_json: bool) -> None:
         click.echo(f"warning: {escape(sentence)}: it will wait, not boot")
     if len(waiting) > _SHOWN:
         click.echo(f"warning: and {len(waiting) - _SHOWN} more nodes")
+    for sentence in loaders:
+        click.echo(f"warning: {escape(sentence)}")
     if without:
         from bootd.text import fold
 
         click.echo(f"without a MAC address, so never booted: {fold(without)}")
+
+
+def _missing_loaders(registry: Registry) -> list[str]:
+    """Of each ``loader`` that nodes have and that the server has not, who has it and what to do."""
+    from bootd.files import missing, search_path
+    from bootd.text import fold
+
+    search = search_path(registry.settings.state_dir)
+    users: dict[str, list[str]] = {}
+    for node in registry.nodes.values():
+        users.setdefault(node.loader, []).append(node.name)
+    found = {loader: missing(search, loader) for loader in users}
+    return [
+        f"loader: {loader} ({fold(users[loader])}): {sentence}"
+        for loader, sentence in found.items()
+        if sentence
+    ]
 
 
 @click.command()
