@@ -151,7 +151,7 @@ def test_deleted_paths_reach_hooks_and_systemd(site: Site) -> None:
 
     assert files["etc/bootd/delete.d/system"].content == b"/etc/motd.d/vendor\n/opt/old\n"
     assert files["etc/tmpfiles.d/bootd-delete.conf"].content == (
-        b"R! /etc/motd.d/vendor\nR! /opt/old\n"
+        b"R! /etc/motd.d/vendor\nR! /opt/old\nf! /run/bootd-deleted\n"
     )
 
 

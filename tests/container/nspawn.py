@@ -38,6 +38,8 @@ PACKAGES: Final = (
     "iproute2",
     "procps",
     "make",
+    "curl",
+    "cpio",
 )
 _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -139,7 +141,8 @@ class Container:
 
     `namespace` is a network namespace that exists (``ip netns``), for firmware that boots from it;
     without one it has a network of its own with loopback only. `binds` are host paths that it sees
-    read-only: destination to source. `logs` is where its console is kept.
+    read-only: destination to source. `logs` is where its console is kept; `root` is a root folder
+    to start from instead of the common one.
     """
 
     def __init__(
@@ -148,9 +151,11 @@ class Container:
         namespace: str | None = None,
         binds: Mapping[str, Path] | None = None,
         logs: Path | None = None,
+        root: Path | None = None,
     ) -> None:
         self.name = f"bootd-{os.getpid()}-{next(_numbers)}"
         self._namespace = namespace
+        self._root = root
         self._binds = {"/src": ROOT, "/wheels": wheelhouse(), **(binds or {})}
         for folder in ("/usr/lib/ipxe",):
             if Path(folder).is_dir():
@@ -189,7 +194,7 @@ class Container:
             *([] if _systemd_here() else ["--keep-unit"]),
             "--quiet", "--register=no", "--boot", "--volatile=overlay",
             "--console=pipe", "--kill-signal=SIGRTMIN+3", f"--machine={self.name}", network,
-            f"--directory={root_folder()}",
+            f"--directory={self._root or root_folder()}",
             *(f"--bind-ro={source}:{target}" for target, source in self._binds.items()),
         ]  # fmt: skip
         self._console = self._console_file.open("wb")

@@ -46,6 +46,8 @@ HOOKS_LIST: Final = "etc/bootd/on_change.d/"
 a command in each line."""
 TMPFILES: Final = "etc/tmpfiles.d/bootd-delete.conf"
 """The same for systemd, which removes it before the first service starts."""
+GENERATOR: Final = "etc/systemd/system-generators/bootd-delete"
+"""What keeps systemd from loading a unit that is to be removed: it reads units before that."""
 EXAMPLE_SERVER: Final = ServerAddress(IPv4Address("192.0.2.1"))
 """What templates are checked with: which interface a node will come in on is not known yet."""
 MAX_FAULTS: Final = 100
@@ -260,6 +262,22 @@ _COSTLY: Final[Mapping[str, Callable[[_Context], Any]]] = MappingProxyType(
 """Variables that are made only for templates that read them."""
 
 
+_GENERATOR: Final = """\
+#!/bin/sh
+# Hides units (and what calls for them) that the boot server's overlays delete, from the first
+# reading on: systemd reads units before tmpfiles.d removes them.
+[ ! -e /run/bootd-deleted ] || exit 0
+while IFS= read -r path; do
+    case $path in
+        */systemd/system/*)
+            hidden=$2/${path#*/systemd/system/}
+            mkdir -p "${hidden%/*}" && ln -sf /dev/null "$hidden"
+            ;;
+    esac
+done < /etc/bootd/delete.d/system
+"""
+
+
 def _delete_lists(deleted: list[str], which: Which) -> Iterator[Entry]:
     """What tells the node to remove `deleted`; an archive itself can only add."""
     if not deleted:
@@ -267,8 +285,10 @@ def _delete_lists(deleted: list[str], which: Which) -> Iterator[Entry]:
     lines = "".join(f"/{path}\n" for path in deleted)
     yield Entry(f"{DELETE_LIST}{which}", stat.S_IFREG | 0o644, lines.encode())
     if which == "system":
-        rules = "".join(f"R! /{path}\n" for path in deleted)
+        rules = "".join(f"R! /{path}\n" for path in deleted) + "f! /run/bootd-deleted\n"
         yield Entry(TMPFILES, stat.S_IFREG | 0o644, rules.encode())
+        if any("/systemd/system/" in path for path in deleted):
+            yield Entry(GENERATOR, stat.S_IFREG | 0o755, _GENERATOR.encode())
 
 
 def _hooks_list(hooks: Iterable[tuple[str, str]], found: list[str]) -> Iterator[Entry]:
