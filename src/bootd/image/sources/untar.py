@@ -21,6 +21,13 @@ from bootd.image.streams import Readable
 
 _MAX_HEADER: Final = 1 << 20
 """Bytes of a pax header or long name; tarfile reads them whole."""
+_HEADERS: Final = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _MAX_FOLDERS: Final = 2_000_000
 _HOLE: Final = 4096
 _XATTR: Final = "SCHILY.xattr."
@@ -68,8 +75,7 @@ class _Header(tarfile.TarInfo):
             raise ImageInputError(f"is damaged, or no tar archive: {error}") from None
         if made.size < 0:
             raise ImageInputError(f"{made.name!r}: a size below 0")
-        is_file = made.isreg() or made.issparse() or made.type not in tarfile.SUPPORTED_TYPES
-        if not is_file and made.size > _MAX_HEADER:
+        if made.type in _HEADERS and made.size > _MAX_HEADER:
             raise ImageInputError(f"a header of {made.size} bytes: no archive needs that")
         return made
 
