@@ -187,6 +187,33 @@ def test_a_boot_goes_on_when_the_daemon_is_killed_and_started_again(network: Net
     assert network.get(f"/b/{token}/up") == (200, b"n001 is up\n")
 
 
+def test_tokens_outlive_an_exchange_of_the_keys(network: Network) -> None:
+    """The key is a week old: a daemon that starts makes another, and takes what the old one signed."""
+    network.power_on()
+    token = network.token()
+    folder = network.daemon.folder / "state" / "keys"
+    (old,) = folder.glob("*.key")
+    week = old.stat().st_mtime - 8 * 86400
+    os.utime(old, (week, week))
+
+    network.restart()
+
+    new = set(folder.glob("*.key")) - {old}
+    assert len(new) == 1
+    assert network.get(f"/b/{token}/system")[0] == 200
+    network.power_on()
+    again = network.token()
+    past = (file := new.pop()).stat().st_mtime - 3600
+    os.utime(file, (past, past))  # an hour later: the new one signs
+    network.restart()
+    assert network.get(f"/b/{again}/system")[0] == 200
+    old.unlink()
+    network.restart()
+    assert network.get(f"/b/{again}/system")[0] == 403
+    network.power_on()
+    assert network.get(f"/b/{network.token()}/system")[0] == 200
+
+
 def test_curl_resumes_a_download_that_a_kill_has_cut(network: Network, tmp_path: Path) -> None:
     target = tmp_path / "initramfs"
     url = f"http://{SERVER}:9873/initramfs/{MAC.replace(':', '-')}"
