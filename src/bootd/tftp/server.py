@@ -29,7 +29,7 @@ from bootd.tftp.admission import Full, Places
 from bootd.tftp.content import Content, Contents, Missing, Request, images_folder
 from bootd.tftp.frames import Burst, FrameStore
 from bootd.tftp.session import FIRST_PORT, Session
-from bootd.tftp.sockets import Arrival, Listener, OwnChannel, SharedChannel
+from bootd.tftp.sockets import Arrival, Listener, OwnChannel, SharedChannel, Strangers
 from bootd.tftp.terms import Limits, negotiate
 from bootd.tftp.timers import Timers
 from bootd.tftp.transfer import Outcome, Transfer
@@ -97,6 +97,7 @@ class TftpServer:
         self._places: Places[Session] = Places()
         self._frames = FrameStore()
         self._timers = Timers(now)
+        self._strangers: Strangers | None = None
         self._lines = Throttle(*_REFUSALS)
         self._draining = False
         self._idle = asyncio.Event()
@@ -121,6 +122,7 @@ class TftpServer:
             raise StartError(
                 f"UDP port {settings.port} (tftp.port) cannot be opened: {exc.strerror}"
             ) from exc
+        self._strangers = Strangers()
         with suppress(OSError):
             self._loopback = socket.if_nametoindex("lo")
         _log.info("tftp.listening", port=self.port, single_port=settings.single_port)
@@ -154,6 +156,9 @@ class TftpServer:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
+        if self._strangers is not None:
+            self._strangers.close()
+            self._strangers = None
         self._images.close()
 
     @property
@@ -279,12 +284,15 @@ class TftpServer:
         terms = negotiate(session.request.options, len(content.data), limits)
         frames = self._frames.get(content.data, terms.blksize)
         transfer = Transfer(frames, terms, self._now())
-        if settings.single_port and self._listener is not None:
+        if self._listener is None or self._strangers is None:
+            session.end()
+        elif settings.single_port:
             session.shared = True
             session.begin(transfer, SharedChannel(self._listener, session.peer, session.local))
         else:
             segment = terms.blksize + 4 if terms.windowsize > 1 else None
-            session.begin(transfer, OwnChannel(session, session.peer, session.local, segment))
+            peer, local = session.peer, session.local
+            session.begin(transfer, OwnChannel(session, peer, local, self._strangers, segment))
 
     def _machine(self, client: str) -> Mac | None:
         """Whose address it is: as configured, or as the neighbour table says."""

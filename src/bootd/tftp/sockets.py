@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import socket
 import struct
 from contextlib import suppress
@@ -23,20 +24,18 @@ _SOL_UDP: Final = 17
 _UDP_SEGMENT: Final = 103
 _IP_PKTINFO: Final = 8  # not in `socket` before Python 3.12
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
-_IP_RECVERR: Final = 11
 _SO_RCVBUFFORCE: Final = 33
 _RECEIVE_BUFFER: Final = 4 << 20
 """Bytes: a rack's worth of requests within one turn of the loop."""
 
 _PKTINFO: Final = struct.Struct("=i4s4s")
 _SEGMENT: Final = struct.Struct("=H")
-_ERRNO: Final = struct.Struct("=I")
 _ANCILLARY: Final = socket.CMSG_SPACE(_PKTINFO.size)
-_ERROR_ANCILLARY: Final = 256
 _NOT_SEGMENTED: Final = frozenset(
     {errno.EINVAL, errno.EMSGSIZE, errno.EIO, errno.EOPNOTSUPP, errno.ENOPROTOOPT}
 )
-_LARGEST_REPLY: Final = 600
+_LARGEST_REPLY: Final = 128
+"""Bytes of an ACK, or of an ERROR's start: all that is read of it."""
 _DRAINED: Final = 16
 
 
@@ -153,55 +152,112 @@ class Owner(Protocol):
         """A datagram from someone else, and what to answer."""
 
 
+class Strangers:
+    """What comes to the transfers' ports from anyone but their clients.
+
+    A connected socket is a tenth cheaper to serve, and deaf to everyone else, who must be told
+    (RFC 1350 4). So a second socket is bound to the same port, which the kernel gives the rest.
+    These wait in one epoll set, as hardly any is ever heard. Made in the loop that serves it.
+    """
+
+    def __init__(self) -> None:
+        self._poll = select.epoll()
+        self._heard: dict[int, tuple[socket.socket, Owner]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._poll.fileno(), self._read)
+
+    def watch(self, owner: Owner, address: Peer) -> socket.socket:
+        """Hear for `owner` what comes to `address`. Raises `OSError`."""
+        sock = _udp_socket()
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            self._poll.register(sock.fileno(), select.EPOLLIN)
+        except BaseException:
+            sock.close()
+            raise
+        self._heard[sock.fileno()] = (sock, owner)
+        return sock
+
+    def forget(self, sock: socket.socket) -> None:
+        """Close it."""
+        del self._heard[sock.fileno()]
+        sock.close()
+
+    def _read(self) -> None:
+        """Take in one datagram from each port that has some."""
+        for number, _ in self._poll.poll(0, _DRAINED):
+            sock, owner = self._heard[number]
+            with suppress(OSError):
+                datagram, source = sock.recvfrom(_LARGEST_REPLY)
+                answer = owner.stranger(datagram, source)
+                if answer is not None:
+                    sock.sendto(answer, source)
+
+    def close(self) -> None:
+        """Hear nothing any more; every port was forgotten."""
+        self._loop.remove_reader(self._poll.fileno())
+        self._poll.close()
+
+
 class OwnChannel:
     """A client reached from a port of its own: TFTP's transfer identifier (RFC 1350 4).
 
-    Bound to the address that the client asked, because it takes an answer from no other. Not
-    connected: who sends to a wrong port must be told, and the kernel would not let us hear.
-    Raises `OSError` where there is no port or no descriptor left.
+    Bound to the address that the client asked, because it takes an answer from no other, and
+    connected to the client. Raises `OSError` where there is no port, no way or no descriptor left.
     """
 
     def __init__(
-        self, owner: Owner, peer: Peer, local: IPv4Address, segment: int | None = None
+        self,
+        owner: Owner,
+        peer: Peer,
+        local: IPv4Address,
+        strangers: Strangers,
+        segment: int | None = None,
     ) -> None:
         self._owner = owner
-        self._peer = peer
+        self._strangers = strangers
         self._loop = asyncio.get_running_loop()
         sock = self._sock = _udp_socket()
         try:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-            self._receive, self._send = sock.recvfrom, sock.sendto
-            self._segments = segment is not None and _set_segment(sock, segment)
             sock.bind((str(local), 0))
+            sock.connect(peer)
+            self._receive, self._send = sock.recv, sock.send
+            self._segments = segment is not None and _set_segment(sock, segment)
+            # While the second socket is bound only: nobody else on this machine gets the port.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._second = strangers.watch(owner, sock.getsockname())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             self._loop.add_reader(sock.fileno(), self.read)
         except BaseException:
             sock.close()
             raise
 
-    def read(self) -> bool:
-        """Take in one datagram or error; False where there was none."""
+    def read(self) -> None:
+        """The loop says that there is a datagram or an error: take in one."""
+        if not self._take() and self._sock.fileno() >= 0:
+            # An error, maybe one that a send has met first: uvloop has stopped watching.
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.add_reader(self._sock.fileno(), self.read)
+
+    def _take(self) -> bool:
+        """Take in one datagram; False where there was none."""
         try:
-            datagram, source = self._receive(_LARGEST_REPLY)
+            datagram = self._receive(_LARGEST_REPLY)
         except OSError as exc:
-            # Nothing to read and woken all the same: an error that a send has had the number of.
-            self._read_errors()
-            return not isinstance(exc, BlockingIOError)
-        if source == self._peer:
-            self._owner.receive(datagram)
-            return True
-        answer = self._owner.stranger(datagram, source)
-        if answer is not None:
-            with suppress(OSError):
-                self._send(answer, source)
+            self._failed(exc)
+            return False
+        self._owner.receive(datagram)
         return True
 
     def send(self, burst: Burst) -> None:
         """Send; what can't be sent is lost."""
         if self._segments or len(burst.payload) <= burst.size:
             try:
-                self._send(burst.payload, self._peer)
+                self._send(burst.payload)
             except OSError as exc:
-                if self._failed(exc, burst.payload) not in _NOT_SEGMENTED or not self._segments:
+                self._failed(exc)
+                if exc.errno not in _NOT_SEGMENTED or not self._segments:
                     return
             else:
                 return
@@ -210,56 +266,28 @@ class OwnChannel:
                 self._sock.setsockopt(_SOL_UDP, _UDP_SEGMENT, 0)
         for datagram in burst.datagrams():
             try:
-                self._send(datagram, self._peer)
+                self._send(datagram)
             except OSError as exc:
-                self._failed(exc, datagram)
+                self._failed(exc)
 
     def drain(self) -> None:
         """Hand over what has already arrived and waits to be read."""
         for _ in range(_DRAINED):
-            if self._sock.fileno() < 0 or not self.read():
+            if self._sock.fileno() < 0 or not self._take():
                 return
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close both sockets."""
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock.fileno())
             self._sock.close()
+            self._strangers.forget(self._second)
 
-    def _failed(self, error: OSError, payload: bytes | memoryview) -> int | None:
-        """The number of the error of a send. A refusal of what was sent earlier, maybe to a
-        stranger, comes up at the next send: that one is made again."""
-        if isinstance(error, ConnectionError) and not self._read_errors():
-            with suppress(OSError):
-                self._send(payload, self._peer)
-        return error.errno
-
-    def _read_errors(self) -> bool:
-        """ICMP answers to what we sent; True where the client's host refuses it.
-
-        A host that can't be reached (any more) may be on its way up again: the timer decides.
-        uvloop stops watching a socket that had an error, so that it is put under watch again.
-        """
-        found = refused = False
-        with suppress(BlockingIOError):
-            for _ in range(_DRAINED):
-                _, ancillary, _, to = self._sock.recvmsg(0, _ERROR_ANCILLARY, socket.MSG_ERRQUEUE)
-                found = True
-                refused |= to == self._peer and _errno_of(ancillary) == errno.ECONNREFUSED
-        if found:
-            self._loop.remove_reader(self._sock.fileno())
-            self._loop.add_reader(self._sock.fileno(), self.read)
-        if refused:
+    def _failed(self, error: OSError) -> None:
+        """A host that can't be reached (any more) may be on its way up again, and the timer decides
+        about it. One that says the port is closed has ended it."""
+        if isinstance(error, ConnectionRefusedError):
             self._owner.unreachable()
-        return refused
-
-
-def _errno_of(ancillary: list[tuple[int, int, bytes]]) -> int:
-    """``ee_errno`` of ``struct sock_extended_err``, ip(7)."""
-    for level, kind, value in ancillary:
-        if level == socket.IPPROTO_IP and kind == _IP_RECVERR:
-            return int(_ERRNO.unpack_from(value)[0])
-    return 0
 
 
 def _udp_socket() -> socket.socket:
