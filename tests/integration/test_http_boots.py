@@ -188,7 +188,7 @@ def test_a_boot_goes_on_when_the_daemon_is_killed_and_started_again(network: Net
 
 
 def test_tokens_outlive_an_exchange_of_the_keys(network: Network) -> None:
-    """The key is a week old: a daemon that starts makes another, and takes what the old one signed."""
+    """The key is a week old: the daemon makes another, and takes what the old one signed."""
     network.power_on()
     token = network.token()
     folder = network.daemon.folder / "state" / "keys"
