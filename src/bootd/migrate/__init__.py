@@ -1,0 +1,1 @@
+"""From other boot servers to bootd: what `bootd import` does."""
