@@ -152,13 +152,13 @@ class Cluster:
     def _kernel(self, where: str, kernel: Any) -> dict[str, Any]:
         if not isinstance(kernel, Mapping):
             return {}
-        arguments = kernel.get("args")
-        if isinstance(arguments, str):  # as before Warewulf 4.6
+        written = arguments = kernel.get("args")
+        if isinstance(written, str):  # as before Warewulf 4.6
             try:
-                arguments = shlex.split(arguments)
+                arguments = shlex.split(written)
             except ValueError:
                 self.report.add(f"{where}: kernel args", "an open quote: look at them")
-                arguments = arguments.split()
+                arguments = written.split()
         version = kernel.get("version", kernel.get("override"))
         if version and "/" in str(version):
             self.report.add(f"{where}: kernel version {version}", "a path; bootd takes a version")
