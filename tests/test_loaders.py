@@ -6,11 +6,15 @@ from hypothesis import strategies as st
 
 from bootd.loaders import (
     Autoexec,
+    BootFile,
     GrubConfig,
+    ImageFile,
     Loader,
     PxelinuxConfig,
     Refused,
     Static,
+    Target,
+    boot_file,
     boot_path,
     candidates,
     clean,
@@ -103,6 +107,18 @@ def test_shims_second_stage_may_be_debians_signed_file() -> None:
         ("pxelinux.cfg/0A00000B", Static("pxelinux.cfg/0A00000B")),
         ("grub/grub.cfg-01-52-54-00-12-34-56", GrubConfig(MAC)),
         ("grub/grub.cfg", GrubConfig()),
+        ("grub/52-54-00-12-34-56", GrubConfig(MAC)),
+        ("grub/grub.cfg-0A00000B", GrubConfig()),
+        ("grub2/grub.cfg", GrubConfig()),
+        ("boot/grub/grub.cfg", GrubConfig()),
+        ("boot/grub2/grub.cfg-01-52-54-00-12-34-56", GrubConfig(MAC)),
+        ("EFI/debian/grub.cfg", GrubConfig()),
+        ("/efi/rocky/grub.cfg", GrubConfig()),
+        ("efiboot/grub.cfg", GrubConfig()),
+        ("efiboot/shim.efi", Loader("shim.efi")),
+        ("grub/x86_64-efi/grub.cfg", Static("grub/x86_64-efi/grub.cfg")),
+        ("grub/x86_64-efi/command.lst", Static("grub/x86_64-efi/command.lst")),
+        ("52-54-00-12-34-56/fbx64.efi", Loader("fbx64.efi", MAC)),
         ("52-54-00-12-34-56/grub.cfg", GrubConfig(MAC)),
         ("52-54-00-12-34-56/grub/grub.cfg-01-52-54-00-12-34-56", GrubConfig(MAC)),
         ("grub/grub.cfg-0A00", Static("grub/grub.cfg-0A00")),
@@ -171,3 +187,50 @@ def test_any_bytes_lead_to_a_target_and_no_path_climbs(raw: bytes) -> None:
         assert not cleaned.startswith("/")
     else:
         assert target == cleaned
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("b/TOKEN/kernel", BootFile("TOKEN", "kernel")),
+        ("//b/TOKEN/./system", BootFile("TOKEN", "system")),
+        ("52-54-00-12-34-56//b/TOKEN/kernel", BootFile("TOKEN", "kernel")),
+        ("kernel/52-54-00-12-34-56", ImageFile("kernel", MAC)),
+        ("/52-54-00-12-34-56/initramfs/52:54:00:12:34:56", ImageFile("initramfs", MAC)),
+        ("kernel/zz", None),
+        ("system/52-54-00-12-34-56", None),
+        ("b/TOKEN", None),
+        ("b/TOKEN/kernel/x", None),
+        ("x/b/TOKEN/kernel", None),
+        ("b/../TOKEN/kernel", None),
+        ("", None),
+    ],
+)
+def test_loaders_without_http_name_the_parts_of_a_boot_as_http_does(
+    path: str, found: BootFile | ImageFile | None
+) -> None:
+    assert boot_file(path) == found
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_a_part_of_a_boot_or_none(path: str) -> None:
+    assert isinstance(boot_file(path), BootFile | ImageFile | None)
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        # A Raspberry Pi's boot ROM asks in a folder called by the board's serial number, then
+        # without one; U-Boot's pxe command for its MAC address, its IP address digit by digit, and
+        # `default` by architecture and board.
+        ("12345678/start4.elf", Static("12345678/start4.elf")),
+        ("f0e1d2c3/config.txt", Static("f0e1d2c3/config.txt")),
+        ("start4.elf", Static("start4.elf")),
+        ("dc-a6-32-01-02-03/start4.elf", Loader("start4.elf", parse_mac("dc:a6:32:01:02:03"))),
+        ("pxelinux.cfg/01-dc-a6-32-01-02-03", PxelinuxConfig(parse_mac("dc:a6:32:01:02:03"))),
+        ("pxelinux.cfg/0A4D0079", Static("pxelinux.cfg/0A4D0079")),
+        ("pxelinux.cfg/default-arm-bcm283x-rpi", Static("pxelinux.cfg/default-arm-bcm283x-rpi")),
+    ],
+)
+def test_raspberry_pi_and_u_boot_find_what_a_site_has_put_there(path: str, target: Target) -> None:
+    assert route(path) == target

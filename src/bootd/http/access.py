@@ -60,7 +60,9 @@ class AccessLog:
         }
         if answer.reason:
             metrics.HTTP_REFUSED.labels(answer.reason).inc()
-            if self._may_write(now):
+            if answer.quiet:
+                log.debug("http.refused", **values)
+            elif self._may_write(now):
                 log.info("http.refused", **values)
         elif answer.mac is None or answer.quiet or status == 304:
             log.debug("http.request", **values)

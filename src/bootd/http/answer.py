@@ -45,8 +45,11 @@ class Refusal(Exception):
     """A request that gets a status and one line that says why.
 
     `reason` is one word for log and metrics, `sentence` is for the client; neither may hold a
-    secret. `headers` are added to the answer.
+    secret. `headers` are added to the answer. Where it is `quiet`, only debugging logs it: firmware
+    tries whether there is such a file.
     """
+
+    quiet = False
 
     def __init__(
         self, status: int, reason: str, sentence: str, headers: Mapping[str, str] = EMPTY
@@ -61,8 +64,9 @@ class Refusal(Exception):
 class NotFound(Refusal):
     """404."""
 
-    def __init__(self, sentence: str, reason: str = "not-found") -> None:
+    def __init__(self, sentence: str, reason: str = "not-found", *, quiet: bool = False) -> None:
         super().__init__(404, reason, sentence)
+        self.quiet = quiet
 
 
 class Denied(Refusal):

@@ -313,6 +313,7 @@ def _refused(refusal: Refusal) -> Answer:
         status=refusal.status,
         headers=refusal.headers,
         reason=refusal.reason,
+        quiet=refusal.quiet,
     )
 
 

@@ -71,7 +71,7 @@ async def _in_form(site: Site, asked: Asked, answer: Answer) -> Answer:
     answer.holds = opened = answer.body
     loop = asyncio.get_running_loop()
     if await loop.run_in_executor(site.disk, recode.form_of, opened) != form:
-        answer.body = recode.recoded(opened, form, site.disk)
+        answer.body = recode.recoded(opened, form, site.disk, site.packing)
         answer.etag = answer.modified = ""
     return answer
 
@@ -153,7 +153,11 @@ async def loaded(site: Site, asked: Asked, names: tuple[str, ...], mac: Mac | No
     try:
         file = await site.files.get(*names)
     except files.NotFound:
-        raise NotFound("there is no such file") from None
+        tried = loaders.optional(names[0])
+        if mac is not None and not tried and site.followed(asked, mac) is not None:
+            detail = f"http {names[0]}"
+            site.boots.note(mac, Stage.LOADER, asked.now, detail=detail, outcome="not-found")
+        raise NotFound("there is no such file", quiet=tried) from None
     except files.Refused as refused:
         sentence = f"this file is not served: {refused.reason}"
         if refused.transient:
