@@ -218,11 +218,12 @@ class Daemon:
         """What ``bootd WORDS --json`` says."""
         return json.loads(self.command(*words, "--json").stdout)
 
-    def get(self, path: str) -> tuple[int, bytes]:
+    def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
         """GET by HTTP; status and body."""
         with socket.create_connection(("127.0.0.1", self.http), PATIENCE) as sock:
-            head = f"GET {path} HTTP/1.1\r\nHost: bootd\r\nConnection: close\r\n\r\n"
-            sock.sendall(head.encode())
+            fields = {"Host": "bootd", "Connection": "close", **(headers or {})}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+            sock.sendall(f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode())
             answer = b"".join(iter(lambda: sock.recv(65536), b""))
         top, _, body = answer.partition(b"\r\n\r\n")
         return int(top.split()[1]), body
