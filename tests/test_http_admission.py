@@ -36,6 +36,11 @@ def refused(gate: Admission, who: str, rack: str = "", now: float = 0) -> Wait:
     return wait
 
 
+def leave(gate: Admission, ticket: Ticket | Wait, now: float) -> None:
+    assert isinstance(ticket, Ticket)
+    gate.leave(ticket, now)
+
+
 def test_up_to_the_limit_everyone_enters() -> None:
     gate = admission(2)
     enter(gate, "a")
@@ -152,6 +157,19 @@ def test_the_limit_follows_the_measured_throughput() -> None:
     for _ in range(3000):
         gate.measured(1.0)
     assert gate.limit == MIN_LIMIT
+
+
+def test_the_limit_rises_where_the_machines_links_are_slow_and_not_where_ours_is() -> None:
+    for own, each, low, high in ((125e6, 125e6, 16, 20), (1.25e9, 6e6, 150, 300)):
+        gate, tickets = admission(None), list[Ticket | Wait]()
+        for second in range(120):
+            while gate.active < gate.limit:
+                tickets.append(gate.ask("", "", patient=False, now=second))
+            while gate.active > gate.limit:
+                leave(gate, tickets.pop(), second)
+            refused(gate, "waits", now=second)
+            gate.measured(min(own, gate.active * each))
+        assert low <= gate.limit <= high
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans(), st.floats(0, 5)), max_size=200))

@@ -1,4 +1,4 @@
-"""Text for people: what others wrote made harmless, and node names folded. Pure."""
+"""Text for people: what others wrote made harmless, numbers, node names folded. Pure."""
 
 from __future__ import annotations
 
@@ -17,6 +17,31 @@ def _escaped(char: str) -> str:
     if number < 0x100:
         return f"\\x{number:02x}"
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def size(number: float | None) -> str:
+    """Bytes for people: ``1.4 MB`` (powers of ten, as disks and networks are sold)."""
+    if number is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return (
+                f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+            )
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people: ``4.2 s``, ``3 min``, ``2 h``, ``5 d``."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    for limit, divisor, unit in ((3600, 60, "min"), (86400, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / divisor:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
 
 
 def fold(names: Iterable[str]) -> str:

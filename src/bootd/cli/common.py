@@ -8,7 +8,9 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
+from bootd.text import duration as duration
 from bootd.text import escape
+from bootd.text import size as size
 
 DEFAULT_CONFIG: Final = "/etc/bootd/bootd.yaml"
 
@@ -78,28 +80,3 @@ def table(headings: list[str], rows: Iterable[list[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def size(number: float | None) -> str:
-    """Bytes for people: ``1.4 MB`` (powers of ten, as disks and networks are sold)."""
-    if number is None:
-        return "-"
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return (
-                f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
-            )
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds for people: ``4.2 s``, ``3 min``, ``2 h``, ``5 d``."""
-    if seconds is None:
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    for limit, divisor, unit in ((3600, 60, "min"), (86400, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / divisor:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"

@@ -31,6 +31,10 @@ SOON: Final = 1.5
 """Seconds within which someone who waits must be due to have a place kept."""
 _FORGET: Final = 10.0
 _DECAY: Final = 0.98  # of the measured peak, per second: a link that became slower is noticed
+_STEP: Final = 1.25
+_WORTH: Final = 1.1
+_SETTLED: Final = 2  # seconds from a step to its verdict
+_REST: Final = 10  # seconds from a step that was not worth it to the next
 
 _Place = tuple[float, str]
 """A time and who has it."""
@@ -69,6 +73,9 @@ class Admission:
         self._jitter = jitter
         self._set = limit
         self._peak = 0.0
+        self._tried = 0.0  # a limit above what throughput asks for, found to be worth it
+        self._phase = 0
+        self._before = 0.0
         self._racks: Counter[str] = Counter()
         self._waiting: dict[str, _Waiting] = {}
         self._queues: dict[str, list[_Place]] = {}  # of each rack, the first to have come first
@@ -83,7 +90,7 @@ class Admission:
             return self._set
         if not self._peak:
             return FIRST_LIMIT
-        return max(MIN_LIMIT, min(MAX_LIMIT, round(self._peak / FAIR_RATE)))
+        return max(MIN_LIMIT, min(MAX_LIMIT, round(max(self._peak / FAIR_RATE, self._tried))))
 
     @property
     def waiting(self) -> int:
@@ -95,8 +102,24 @@ class Admission:
         self._set = limit
 
     def measured(self, rate: float) -> None:
-        """All transfers together moved `rate` bytes in the last second."""
+        """All transfers together moved `rate` bytes in the last second; called each second."""
         self._peak = max(rate, self._peak * _DECAY) if rate else self._peak
+        if not self._waiting:
+            self._tried *= _DECAY
+            self._phase = 0
+        elif self._set is None:
+            self._try(rate)
+
+    def _try(self, rate: float) -> None:
+        """Machines wait: see whether a quarter more at once move more in all. They do where their
+        own links are what is slow."""
+        if self._phase == 0:
+            self._before, self._tried = rate, self.limit * _STEP
+        elif self._phase == _SETTLED:
+            worth = rate > self._before * _WORTH
+            self._phase = -1 if worth else -_REST
+            self._tried /= 1 if worth else _STEP
+        self._phase += 1
 
     def ask(
         self, who: str, rack: str, *, patient: bool, now: float, since: float | None = None

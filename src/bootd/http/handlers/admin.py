@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
 from typing import Any, Final
 
 import prometheus_client
@@ -12,11 +14,13 @@ import prometheus_client
 from bootd import metrics, status
 from bootd.boots.timeline import Boots, Stage
 from bootd.boots.unknown import describe
+from bootd.http import statuspage
 from bootd.http.answer import Answer, Asked, Denied, NotFound
 from bootd.http.site import Site
 from bootd.registry import Registry
 
 JSON: Final = "application/json"
+HTML: Final = "text/html; charset=utf-8"
 
 _WAREWULF_STAGES: Final = {
     Stage.DHCP: "DHCP",
@@ -47,27 +51,54 @@ async def page(site: Site, asked: Asked, name: str) -> Answer:
         case "events":
             stream = site.events.listen(asked.now)
             return Answer(body=stream, type="text/event-stream", quiet=True)
+        case "index":
+            return await _index(site, asked)
     raise NotFound("there is no such page")
 
 
 async def _status(site: Site, asked: Asked) -> Answer:
-    registry, boots, now = asked.registry, site.boots, asked.now
     if asked.said("format") == "warewulf":
-        return await _json(site, lambda: warewulf(registry, boots))
+        return await _json(site, lambda: warewulf(asked.registry, site.boots))
+    return await _json(site, _everything(site, asked))
+
+
+def _everything(site: Site, asked: Asked) -> Callable[[], dict[str, Any]]:
+    """What makes the JSON of ``/status``; to be called in a thread."""
+    registry, boots, now = asked.registry, site.boots, asked.now
     machines = site.unknown.in_order()
-    return await _json(
-        site,
-        lambda: {
-            "generation": registry.generation,
-            "nodes": status.node_rows(registry, boots, now),
-            "unknown": [describe(machine, now, boots.offset) for machine in machines],
-            "transfers": {
-                "active": site.admission.active,
-                "limit": site.admission.limit,
-                "waiting": site.admission.waiting,
-            },
-        },
-    )
+    transfers = {
+        "active": site.admission.active,
+        "limit": site.admission.limit,
+        "waiting": site.admission.waiting,
+    }
+    return lambda: {
+        "generation": registry.generation,
+        "nodes": status.node_rows(registry, boots, now),
+        "unknown": [describe(machine, now, boots.offset) for machine in machines],
+        "transfers": transfers,
+    }
+
+
+async def _index(site: Site, asked: Asked) -> Answer:
+    """The status page."""
+    everything, node, stage = _everything(site, asked), asked.said("node"), asked.said("stage")
+
+    def make() -> tuple[str, str]:
+        page = _page()
+        return statuspage.render(page, everything(), node=node, stage=stage), page
+
+    text, page = await asyncio.get_running_loop().run_in_executor(site.disk, make)
+    headers = {
+        "Content-Security-Policy": statuspage.policy(page),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return Answer(body=(text.encode(),), type=HTML, headers=headers, quiet=True)
+
+
+@cache
+def _page() -> str:
+    return files("bootd").joinpath("data/status.html").read_text("utf-8")
 
 
 def warewulf(registry: Registry, boots: Boots) -> dict[str, Any]:
