@@ -26,6 +26,10 @@ from bootd.http.send import (
 SMALL: Final = 64 * 1024
 """Bytes of a body that go into the transport's buffer together with the head."""
 _CHUNK: Final = 128 * 1024
+_RESETS: Final = "UefiHttpBoot/"
+"""EDK2, and shim through it, reset the connection in the moment that they have a whole file."""
+_UNSAID: Final = 2 * 1460
+"""Bytes that EDK2 has not acknowledged then: it answers every second segment at once."""
 
 Moved = Callable[[int], None]
 """Told how many more bytes of a body have left."""
@@ -161,7 +165,8 @@ async def _send_sized(
     async with asyncio.timeout(sender.stall):
         await writer.drain()
     if isinstance(span, Span) and span.length > SMALL:
-        await acknowledged(transport, sender.stall)
+        firmware = request.headers.get("User-Agent", "").startswith(_RESETS)
+        await acknowledged(transport, sender.stall, unsaid=_UNSAID if firmware else 0)
 
 
 async def _send_past(

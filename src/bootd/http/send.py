@@ -78,21 +78,28 @@ def unacknowledged(sock: SocketLike) -> int:
         return 0
 
 
-async def acknowledged(transport: asyncio.BaseTransport, stall: float) -> None:
-    """Wait until the peer's kernel has all that was written. Raises `Aborted`."""
-    sock = transport.get_extra_info("socket")
+async def acknowledged(transport: asyncio.BaseTransport, stall: float, *, unsaid: int = 0) -> None:
+    """Wait until the peer's kernel has all that was written. Raises `Aborted`.
+
+    `unsaid` are bytes that a client may leave unacknowledged when it resets the connection: as many
+    as it delays an acknowledgement for, where that is how it ends a whole file.
+    """
     loop = asyncio.get_running_loop()
-    left, pause, progress = unacknowledged(sock), 0.0005, loop.time()
-    while left:
-        await asyncio.sleep(pause)
-        if transport.is_closing() or _is_reset(sock):
-            raise Aborted("aborted", left)
-        before, left, now = left, unacknowledged(sock), loop.time()
-        if left < before:
-            progress = now
-        elif now - progress >= stall:
-            raise Aborted("stalled", left)
-        pause = min(2 * pause, 0.02)
+    with _duplicate(transport) as sock:
+        left, pause, progress = unacknowledged(sock), 0.0005, loop.time()
+        while left:
+            await asyncio.sleep(pause)
+            over = transport.is_closing() or _is_reset(sock)
+            before, left, now = left, unacknowledged(sock), loop.time()
+            if over:
+                if left <= unsaid:
+                    return
+                raise Aborted("aborted", left)
+            if left < before:
+                progress = now
+            elif now - progress >= stall:
+                raise Aborted("stalled", left)
+            pause = min(2 * pause, 0.02)
 
 
 def _is_reset(sock: socket.socket) -> bool:
