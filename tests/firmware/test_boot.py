@@ -39,6 +39,9 @@ pytestmark = [
 
 MACS = {name: f"52:54:00:77:00:0{number}" for number, name in enumerate(["n001", "n002", "n003"])}
 STRANGER = "52:54:00:77:00:99"
+ASSET, SERIAL, UUID = "R2 & left/7 =?", "CZ32 30XYZ", "4c4c4544-0051-3910-8052-b9c04f4e3332"
+SMBIOS = (f"type=1,serial={SERIAL},uuid={UUID}", f"type=3,asset={ASSET}")
+"""What the firmware of two machines tells, and their nodes name."""
 
 
 @dataclass
@@ -56,12 +59,15 @@ async def rack(request: pytest.FixtureRequest) -> AsyncIterator[Rack]:
     failed_before = request.session.testsfailed
     demo = await asyncio.to_thread(image.build)
     async with Lab(keep=failures(request)) as lab:
-        lab.server.configure({name: {"mac": mac} for name, mac in MACS.items()})
+        said = {"asset_key": ASSET, "serial": SERIAL, "uuid": UUID}
+        nodes = {name: {"mac": mac, **said} for name, mac in MACS.items()}
+        nodes["n003"] = {"mac": MACS["n003"]}
+        lab.server.configure(nodes)
         await asyncio.to_thread(lab.server.import_image, demo)
         await lab.server.start()
         machines = {
-            "n001": await lab.power_on("n001", MACS["n001"], Firmware.BIOS),
-            "n002": await lab.power_on("n002", MACS["n002"], Firmware.UEFI),
+            "n001": await lab.power_on("n001", MACS["n001"], Firmware.BIOS, smbios=SMBIOS),
+            "n002": await lab.power_on("n002", MACS["n002"], Firmware.UEFI, smbios=SMBIOS),
             "n003": await lab.power_on("n003", MACS["n003"], Firmware.UEFI_ROM),
         }
         stranger = await lab.power_on("stranger", STRANGER, Firmware.BIOS)

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -102,9 +102,10 @@ class Lab:
         *,
         memory: int = 512,
         network: Network | None = None,
+        smbios: Sequence[str] = (),
     ) -> Machine:
         """A new diskless machine, powered on; `memory` in MiB, `network` the first where none is
-        named."""
+        named, `smbios` what its firmware tells (`Machine`)."""
         hear = self._hear
         machine = Machine(
             name,
@@ -113,6 +114,7 @@ class Lab:
             network=network or self.network,
             folder=self.folder / "machines" / name,
             memory=memory,
+            smbios=smbios,
             listen=(lambda line: hear(name, line)) if hear is not None else None,
         )
         self.machines[name] = machine

@@ -7,7 +7,7 @@ each firmware needs to PXE boot at all is said beside its arguments.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -100,9 +100,11 @@ class Machine:
         network: Network,
         folder: Path,
         memory: int = 512,
+        smbios: Sequence[str] = (),
         listen: Callable[[Line], None] | None = None,
     ) -> None:
-        """`memory` in MiB; `listen` is called with each line of the console."""
+        """`memory` in MiB; `smbios` are values of QEMU's ``-smbios``: what the firmware tells of
+        the machine; `listen` is called with each line of the console."""
         self.name = name
         self.mac = mac
         self.firmware = firmware
@@ -111,6 +113,7 @@ class Machine:
         self._network = network
         self._folder = folder
         self._memory = memory
+        self._smbios = [word for value in smbios for word in ("-smbios", value)]
         self._tap: str | None = None
         self._program: Program | None = None
 
@@ -129,7 +132,7 @@ class Machine:
             "-m", str(self._memory), "-display", "none", "-monitor", "none",
             "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
             "-netdev", f"tap,id=lan,ifname={tap},script=no,downscript=no",
-            *hardware,
+            *self._smbios, *hardware,
         ]  # fmt: skip
 
     async def power_on(self) -> None:
