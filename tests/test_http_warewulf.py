@@ -379,3 +379,16 @@ async def test_a_damaged_file_is_no_whole_answer_in_another_form(service: Servic
     with pytest.raises((asyncio.IncompleteReadError, ConnectionError, ValueError)):
         await ask(service, f"/image/{DASHED}?compress=zst", low=False)
     assert (await service.get("/healthz")).status == 200
+
+
+async def test_any_number_of_clients_may_want_another_form(service: Service) -> None:
+    content = bytes(range(256)) * 8000
+    image = service.registry.images["debian"]
+    files = {**image.artefacts, "image": artefact(service.folder, "image", content)}
+    changed = replace(image, artefacts=files)
+    service.current.swap(replace(service.registry, images={"debian": changed}))
+
+    asked = [ask(service, f"/image/{DASHED}?compress=gz", low=False) for _ in range(20)]
+    replies = await asyncio.gather(*asked)
+
+    assert all(gzip.decompress(reply.body) == content for reply in replies)

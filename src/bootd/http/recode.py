@@ -68,12 +68,18 @@ class Recoded:
         self._file.close()
 
 
-async def recoded(opened: OpenFile, form: str, executor: Executor) -> AsyncGenerator[bytes, None]:
-    """The pieces of `Recoded`, made in `executor`."""
+async def recoded(
+    opened: OpenFile, form: str, executor: Executor, turns: asyncio.Semaphore
+) -> AsyncGenerator[bytes, None]:
+    """The pieces of `Recoded`, made in `executor`, as many at once as `turns` lets."""
     run = asyncio.get_running_loop().run_in_executor
     source = await run(executor, Recoded, opened, form)
     try:
-        while piece := await run(executor, source.read):
+        while True:
+            async with turns:
+                piece = await run(executor, source.read)
+            if not piece:
+                return
             yield piece
     finally:
         source.close()

@@ -28,6 +28,9 @@ from bootd.registry import Registry
 
 _PATIENT: Final = ("iPXE/", "curl/", "bootd/")
 _SHORT_OF: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+PACKERS: Final = 2
+"""Threads, of those that wait for a disk, that may be compressing what was asked for in another
+form: anybody may ask."""
 _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
@@ -57,6 +60,7 @@ class Site:
     """Tokens and addresses, by the same rules as TFTP's."""
     certificate: Certificate | None = None
     """What this server shows over TLS."""
+    packing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PACKERS))
     _blobs: tuple[Registry, dict[str, Artefact]] | None = None
 
     def __post_init__(self) -> None:
