@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 from uuid import UUID
@@ -401,6 +402,15 @@ def test_a_quirk_of_another_maker_does_not_hold() -> None:
     world = registry(Node("n001", mac=MAC, quirks=frozenset({"binl@00:11:22"})))
 
     assert offered(message(), world).file
+
+
+def test_a_machine_that_waits_has_the_loader_of_profile_default() -> None:
+    world = replace(
+        registry(Node("other", mac=parse_mac("02:00:00:00:00:01"))),
+        default=Node("default", loader="shim"),
+    )
+
+    assert offered(message(), world).file == f"{DASHED}/shimx64.efi"
 
 
 @pytest.mark.parametrize(

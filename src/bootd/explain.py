@@ -131,7 +131,7 @@ def boot_script(
     """The script inside a boot window, in the language of the node's loader: which kind, from which
     template, its text; and for a boot how its root comes, and why so."""
     why = "no node has this MAC address"
-    kind = configs.kind_of(node)
+    kind = configs.kind_of(node if node is not None else registry.default)
     answer = {"language": kind.name, "kind": "hold", "why": ""}
     if node is not None:
         try:

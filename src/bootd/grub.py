@@ -2,8 +2,8 @@
 
 Pure. GRUB's language is a shell's: a value is put as one word, in single quotes where it holds
 anything that is special there (GRUB manual, "Quoting"), and a control character is refused. A file
-on the network is ``(http,SERVER:PORT)/path``; GRUB before 2.12 knows HTTP on port 80 only, so each
-URL has a second form, by TFTP.
+on the network is ``(http,SERVER:PORT)/path``; GRUB before 2.12 knows HTTP on port 80 only, and
+Debian 12's signed one none, so each URL has a second form, by TFTP.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 kernel, each signed for the one before it.
 
 GRUB 2.12 (Debian 13) beside the site's DHCP server, by PXE and by HTTP boot; GRUB 2.06 (Debian 12),
-which takes the DHCP server for its boot server and knows HTTP on port 80 only, with bootd alone.
+which takes the DHCP server for its boot server and has no HTTP, with bootd alone.
 """
 
 from __future__ import annotations

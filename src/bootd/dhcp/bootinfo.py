@@ -37,7 +37,8 @@ class BootInfo(NamedTuple):
 
 
 def boot_info(query: Query, node: Node | None) -> BootInfo | Ignore:
-    """What to boot for a client of a known kind; `node` is None for one that waits to be claimed.
+    """What to boot for a client of a known kind; `node` is None for one that waits to be claimed:
+    it has the loader of profile ``default``, so that Secure Boot runs what it waits in.
 
     Where the boot is local the answer is the same: the script that the node fetches hands over to
     its disk, so that a change of mind needs no change of boot order.
@@ -50,7 +51,8 @@ def boot_info(query: Query, node: Node | None) -> BootInfo | Ignore:
         return BootInfo(_PXE_CLASS, _RASPBERRY, "", Arch.ARM_RPIBOOT, False)
     if not client.archs:
         return Ignore("no-arch", client)
-    arch, path = _loader(client, mac, node.loader if node is not None else "auto")
+    who = node if node is not None else query.registry.default
+    arch, path = _loader(client, mac, who.loader if who is not None else "auto")
     if path is None:
         return Ignore("unsupported-arch", client)
     info = _firmware(query, client, arch, path)
