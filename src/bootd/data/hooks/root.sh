@@ -11,6 +11,10 @@ BOOTD_PLACE=${BOOTD_PLACE:-/run/bootd-root}
 BOOTD_CONSOLE=${BOOTD_CONSOLE:-/dev/console}
 BOOTD_TRIES=5
 
+bootd_pause() {
+    sleep 1
+}
+
 bootd_say() {
     echo "bootd: $*" >> "$BOOTD_CONSOLE"
 }
@@ -22,7 +26,7 @@ bootd_countdown() {
     while [ "$bootd_left" -gt 0 ]; do
         bootd_line="$bootd_line $bootd_left..."
         printf '\r%s' "$bootd_line" >> "$BOOTD_CONSOLE"
-        sleep 1
+        bootd_pause
         bootd_left=$((bootd_left - 1))
     done
     echo >> "$BOOTD_CONSOLE"
@@ -61,7 +65,7 @@ bootd_fetch() {
     bootd_idle=0
     bootd_ticks=0
     while kill -0 $bootd_getter 2> /dev/null; do
-        sleep 1
+        bootd_pause
         bootd_ticks=$((bootd_ticks + 1))
         [ $((bootd_ticks % 2)) = 0 ] || continue
         bootd_now=$(bootd_size "$2")
@@ -107,11 +111,13 @@ bootd_die() {
     while :; do sleep 60; done
 }
 
-# Waits before another try, or gives up: $1 the step's name, $2 what went wrong.
+# Waits before another try, or gives up: $1 the step's name, then what went wrong.
 bootd_again() {
-    bootd_say "$2"
+    bootd_step=$1
+    shift
+    bootd_say "$*"
     bootd_tried=$((bootd_tried + 1))
-    [ $bootd_tried -lt $BOOTD_TRIES ] || bootd_die "$1" "$2 ($BOOTD_TRIES tries)"
+    [ $bootd_tried -lt $BOOTD_TRIES ] || bootd_die "$bootd_step" "$* ($BOOTD_TRIES tries)"
     bootd_countdown $((4 + bootd_tried + ${RANDOM:-$$} % 4)) "trying again"
 }
 
@@ -160,15 +166,15 @@ bootd_memory() {
         "the root file system takes $bootd_needed MiB of memory, $bootd_free MiB are free"
 }
 
-# The node's own files, in the new root: what its overlay deletes, what it adds, and this boot's.
+# The overlay in the archive $1, in the new root: what it deletes, and what it adds.
 bootd_overlay() {
-    cpio -idmu < /bootd/system.cpio 2> "$BOOTD_PLACE/words" ||
+    cpio -idmu < "$1" 2> "$BOOTD_PLACE/words" ||
         bootd_die squashfs-overlay "its overlay does not unpack: $(cat "$BOOTD_PLACE/words")"
     if [ -s etc/bootd/delete.d/system ]; then
         while IFS= read -r bootd_path; do
             [ -z "$bootd_path" ] || rm -rf "./$bootd_path"
         done < etc/bootd/delete.d/system
-        cpio -idmu < /bootd/system.cpio 2> /dev/null
+        cpio -idmu < "$1" 2> /dev/null
     fi
 }
 
@@ -195,7 +201,7 @@ bootd_root() {
     bootd_layers=lowerdir=$BOOTD_PLACE/lower,upperdir=$BOOTD_PLACE/layer/upper
     mount -t overlay -o "$bootd_layers,workdir=$BOOTD_PLACE/layer/work" bootd-root "$1" ||
         bootd_die squashfs-mount "no writable layer: has its initramfs the module overlay?"
-    (cd "$1" && bootd_overlay)
+    (cd "$1" && bootd_overlay /bootd/system.cpio)
     rm -f words answer.*
     cd /
     bootd_say "$BOOTD_NODE has its root file system; starting its init"
