@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
 from bootd import grub, pxelinux, scripts
-from bootd.boots import window
+from bootd.boots import given, window
 from bootd.boots.gate import Gate
 from bootd.boots.timeline import Boot
 from bootd.loaders import GrubConfig, PxelinuxConfig
@@ -176,7 +176,7 @@ def _boot(
     token = gate.token(boot, asker.peer)
     plan = scripts.plan(registry, node, mac, server, token=token, boot_id=boot.id, machine=machine)
     text = kind.render(registry, plan)
-    boot.image = plan.image
+    given.record(boot, plan, kind.name, text, token, machine.memory)
     return text, ""
 
 

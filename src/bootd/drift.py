@@ -17,6 +17,7 @@ import structlog
 from bootd import metrics, scripts
 from bootd.boots import given
 from bootd.boots.timeline import Boot, Boots
+from bootd.configs import GRUB, IPXE, PXELINUX
 from bootd.methods import Machine
 from bootd.model import Arch, BootTarget, Node, ServerAddress
 from bootd.overlay.cache import OverlayCache
@@ -34,6 +35,7 @@ REST: Final = 0.02
 """Seconds of comparing, and of leaving the loop to others after them: a tenth of one core."""
 _TOKEN: Final = "T" * 52
 _BOOT: Final = "0123456789abcdef"
+_KINDS: Final = {kind.name: kind for kind in (IPXE, GRUB, PXELINUX)}
 
 
 class Drift:
@@ -103,7 +105,7 @@ class Drift:
             return dict(boot.given)
         now: dict[str, str] = {}
         if "args" in boot.given:
-            now |= _script(registry, node, boot, server)
+            now |= _script(registry, node, boot)
         if "system" in boot.given:
             now["system"] = await self._digest(registry, node, "system", server)
         if "runtime" in boot.given:
@@ -121,8 +123,12 @@ class Drift:
             return f"does not render: {error}"
 
 
-def _script(registry: Registry, node: Node, boot: Boot, server: ServerAddress) -> dict[str, str]:
-    """Files, arguments and script as a new boot would have them."""
+def _script(registry: Registry, node: Node, boot: Boot) -> dict[str, str]:
+    """Files, arguments and script as a new boot by the same loader would have them."""
+    kind = _KINDS.get(boot.given.get("loader", ""))
+    server = _server(boot.given.get("server", ""))
+    if kind is None or server is None:
+        return dict(boot.given)  # nobody can tell
     said = boot.given.get("memory", "")
     machine = Machine(
         bios=boot.arch in (Arch.X86_BIOS, Arch.X86_BIOS_HTTP) if boot.arch is not None else None,
@@ -132,14 +138,10 @@ def _script(registry: Registry, node: Node, boot: Boot, server: ServerAddress) -
         plan = scripts.plan(
             registry, node, boot.mac, server, token=_TOKEN, boot_id=_BOOT, machine=machine
         )
-        now = given.of_plan(plan)
-        if "script" in boot.given:
-            template = registry.templates[scripts.template_name(node)]
-            text = scripts.render_ipxe(plan, template)
-            now["script"] = given.of_script(text, _TOKEN, _BOOT)
+        script = given.of_script(kind.render(registry, plan), _TOKEN, _BOOT)
     except scripts.ScriptError as error:
         return {"args": f"cannot boot: {error}"}
-    return now
+    return given.of_plan(plan) | {"script": script}
 
 
 def _server(base: str) -> ServerAddress | None:

@@ -10,11 +10,26 @@ import hashlib
 from collections.abc import Mapping
 from typing import Final
 
+from bootd.boots.timeline import Boot
 from bootd.model import BootPlan, Method
 
 FILES: Final = ("kernel", "initramfs", "image", "squashfs")
 PARTS: Final = (*FILES, "args", "script", "system", "runtime")
 """What can differ, in the order in which it is told."""
+
+
+def record(
+    boot: Boot, plan: BootPlan, loader: str, text: str, token: str, memory: int | None
+) -> None:
+    """`boot` is given this script, for this `loader` and a machine of `memory` MiB."""
+    boot.image = plan.image
+    boot.server, boot.stale = plan.server.base, None
+    boot.given = of_plan(plan) | {
+        "loader": loader,
+        "server": plan.server.base,
+        "memory": str(memory or ""),
+        "script": of_script(text, token, boot.id),
+    }
 
 
 def of_plan(plan: BootPlan) -> dict[str, str]:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import stat
-from typing import Final
-
 import structlog
 
 from bootd import hooks, metrics
-from bootd.boots import nodekeys, tokens, window
+from bootd.boots import tokens, window
+from bootd.boots.ownfiles import own_files
 from bootd.boots.timeline import Boot, Stage
 from bootd.http.answer import BINARY, TEXT, Answer, Asked, Denied, NotFound
 from bootd.http.handlers.files import artefact
 from bootd.http.handlers.overlays import overlay, refuse_plain, secure
 from bootd.http.routes import BootPart
 from bootd.http.site import Site
-from bootd.model import Node, dashed
-from bootd.overlay import cpio
+from bootd.model import Node
 
 log = structlog.get_logger()
-
-ENV_FILE: Final = "etc/bootd/boot.env"
-"""Where a node's init finds its boot, in the overlay: not on the kernel's command line, which every
-user of the node can read."""
-KEY_FILE: Final = "etc/bootd/node.key"
-"""Where the node finds the key with which it refreshes its runtime overlay (`boots.nodekeys`)."""
-CA_FILE: Final = "etc/bootd/ca.pem"
-"""Where the node finds by what it knows this server over TLS, where there is TLS."""
 
 
 async def part(site: Site, asked: Asked, route: BootPart) -> Answer:
@@ -115,22 +104,8 @@ async def _runtime(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
 
 
 def _own_files(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> bytes:
-    values = {
-        "URL": f"{asked.server.base}/b/{token}",
-        "BOOT": boot.id,
-        "NODE": node.name,
-        "MAC": boot.mac,
-        "RUNTIME": f"{secure(asked).base}/runtime/{dashed(boot.mac)}",
-    }
-    env = "".join(f"BOOTD_{name}={value}\n" for name, value in values.items())
-    files = {ENV_FILE: env.encode()}
-    if site.node_secrets:
-        key = nodekeys.derive(site.node_secrets[0], node.name, boot.mac)
-        files[KEY_FILE] = f"{key}\n".encode()
-    if site.certificate is not None:
-        files[CA_FILE] = site.certificate.chain
-    entries = [cpio.Entry(path, stat.S_IFREG | 0o600, data) for path, data in files.items()]
-    return cpio.archive(entries, trailer=False)
+    chain = site.certificate.chain if site.certificate is not None else b""
+    return own_files(asked.server, secure(asked), token, node, boot, site.node_secrets, chain)
 
 
 def _up(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:

@@ -57,12 +57,7 @@ def _with(site: Site, asked: Asked, node: Node, boot: Boot) -> str:
         token=token, boot_id=boot.id, machine=machine,
     )  # fmt: skip
     text = scripts.render_ipxe(plan, asked.registry.templates[scripts.template_name(node)])
-    boot.image = plan.image
-    boot.server, boot.stale = asked.server.base, None
-    boot.given = given.of_plan(plan) | {
-        "script": given.of_script(text, token, boot.id),
-        "memory": str(machine.memory or ""),
-    }
+    given.record(boot, plan, "ipxe", text, token, machine.memory)
     return text
 
 
