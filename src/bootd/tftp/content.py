@@ -5,11 +5,13 @@ Parts of a boot are what HTTP is for. Loaders that have none get them here, unde
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -28,7 +30,7 @@ from bootd.loaders import (
     PxelinuxConfig,
     Static,
 )
-from bootd.model import Image, Mac, Node, ServerAddress
+from bootd.model import Image, Mac, Node, ServerAddress, TlsSettings
 from bootd.overlay.cache import OverlayCache
 from bootd.overlay.template import RenderError
 from bootd.registry import Registry
@@ -188,9 +190,21 @@ class Contents:
                 "overlay", "system", ErrorCode.UNDEFINED, boot.mac, optional=False
             ) from None
         secure = server if tls is None else ServerAddress(server.ip, tls.port, "https")
-        own = own_files(server, secure, token, node, boot, self.secrets)
+        chain = await _certificates(tls)
+        own = own_files(server, secure, token, node, boot, self.secrets, chain)
         boot.server, boot.given["system"] = server.base, archive.etag
         return Content("system", b"".join((own, *archive.segments)), boot.mac, Stage.OVERLAY)
+
+
+async def _certificates(tls: TlsSettings | None) -> bytes:
+    """By what a node knows us over TLS, where there is TLS."""
+    if tls is None:
+        return b""
+    try:
+        return await asyncio.to_thread(Path(tls.certificate).read_bytes)
+    except OSError as error:
+        log.error("tls.certificate-rejected", file=tls.certificate, reason=str(error))
+        return b""
 
 
 def images_folder(registry: Registry) -> str:

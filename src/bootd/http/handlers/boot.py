@@ -5,7 +5,12 @@ from __future__ import annotations
 import structlog
 
 from bootd import hooks, metrics
+<<<<<<<
+from bootd.boots import window
+from bootd.boots.gate import Shut
+=======
 from bootd.boots import tokens, window
+>>>>>>>
 from bootd.boots.ownfiles import own_files
 from bootd.boots.timeline import Boot, Stage
 from bootd.http.answer import BINARY, TEXT, Answer, Asked, Denied, NotFound
@@ -41,28 +46,9 @@ async def part(site: Site, asked: Asked, route: BootPart) -> Answer:
 def opened(site: Site, asked: Asked, token: str) -> tuple[Node, Boot]:
     """The node and boot that a token opens for this client, now. Raises `Denied`."""
     try:
-        claims = tokens.check(site.keys, token, now_wall=asked.now + site.boots.offset)
-    except tokens.TokenError as error:
-        raise _denied(error.reason) from None
-    node = asked.registry.by_mac.get(claims.mac)
-    if node is None:
-        raise _denied("unknown-node")
-    boot = site.boots.of(claims.mac)
-    until = claims.expires - site.boots.offset
-    if boot is None or site.boots.missed(boot, claims.boot_id, until):
-        # Signed by us, and we know nothing of it: this process was started in the middle of it.
-        boot = site.boots.adopt(claims.mac, claims.boot_id, node.name, until, asked.now)
-        boot.address = claims.address
-    reason = window.admit(
-        boot, claims, asked.peer, lambda: site.owner_of(asked, claims.mac), asked.now
-    )
-    if reason:
-        raise _denied(reason)
-    return node, boot
-
-
-def _denied(reason: str) -> Denied:
-    return Denied(reason, window.SENTENCES[reason])
+        return site.gate.enter(asked.registry, token, asked.peer, asked.now)
+    except Shut as shut:
+        raise Denied(shut.reason, window.SENTENCES[shut.reason]) from None
 
 
 async def _system(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> Answer:
@@ -129,3 +115,14 @@ def _fail(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
         "boot.failed", node=node.name, mac=boot.mac, boot=boot.id, step=step, errno=code or None
     )
     return Answer(body=(b"noted\n",), type=TEXT)
+<<<<<<<
+=======
+
+
+def _own_files(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> bytes:
+    chain = site.certificate.chain if site.certificate is not None else b""
+    return own_files(asked.server, secure(asked), token, node, boot, site.node_secrets, chain)
+
+
+def _up(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
+>>>>>>>
