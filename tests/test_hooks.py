@@ -52,7 +52,7 @@ def test_every_shell_reads_every_hook(shell: str, script: str) -> None:
 
 
 class Initramfs:
-    """A folder and a shell that stand for a machine before its root: no command waits, none mounts,
+    """A folder and a shell that stand for a machine before its root: time goes ten times as fast,
     and the server is the shell function `get`, which writes to ``$2`` and says its trouble to
     ``$3``. Its status is what a download's would be."""
 
@@ -70,7 +70,8 @@ class Initramfs:
             BOOTD_NODE=n001 BOOTD_URL=http://10.0.0.1:9873/b/TOKEN
             BOOTD_SIZE={len(ROOT)} BOOTD_SHA256={DIGEST}
             . {HOOKS / "root.sh"}
-            bootd_pause() {{ :; }}
+            bootd_pause() {{ sleep 0.1; }}
+            bootd_countdown() {{ bootd_say "$2 in $1 s"; }}
             bootd_die() {{ bootd_say "$1 ends it: $2"; exit 1; }}
             bootd_get() {{ {get or ":"}
             }}
