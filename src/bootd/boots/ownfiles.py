@@ -29,24 +29,15 @@ def own_files(
     node: Node,
     boot: Boot,
     secrets: Sequence[bytes],
-<<<<<<<
-    chain: bytes = b"",
-=======
     authority: bytes = b"",
->>>>>>>
 ) -> bytes:
     """The head of a newc archive, without a trailer: `boot`'s URL behind `token`, where the runtime
     overlay is (`secure`), the node's key by the newest of `secrets`, where there is one, and the
-<<<<<<<
-    certificates by which it knows us over TLS (`chain`), where there are some."""
-=======
     certificates in PEM by which it knows us."""
->>>>>>>
     values = {
         "URL": f"{server.base}/b/{token}",
         "BOOT": boot.id,
-<<<<<<<
-=======
+        "NODE": node.name,
         "MAC": boot.mac,
         "RUNTIME": f"{secure.base}/runtime/{dashed(boot.mac)}",
     }
@@ -56,18 +47,5 @@ def own_files(
         files[KEY_FILE] = f"{nodekeys.derive(secrets[0], node.name, boot.mac)}\n".encode()
     if authority:
         files[CA_FILE] = authority
-    entries = [cpio.Entry(path, stat.S_IFREG | 0o600, data) for path, data in files.items()]
-    return cpio.archive(entries, trailer=False)
->>>>>>>
-        "NODE": node.name,
-        "MAC": boot.mac,
-        "RUNTIME": f"{secure.base}/runtime/{dashed(boot.mac)}",
-    }
-    env = "".join(f"BOOTD_{name}={value}\n" for name, value in values.items())
-    files = {ENV_FILE: env.encode()}
-    if secrets:
-        files[KEY_FILE] = f"{nodekeys.derive(secrets[0], node.name, boot.mac)}\n".encode()
-    if chain:
-        files[CA_FILE] = chain
     entries = [cpio.Entry(path, stat.S_IFREG | 0o600, data) for path, data in files.items()]
     return cpio.archive(entries, trailer=False)

@@ -5,12 +5,8 @@ from __future__ import annotations
 import structlog
 
 from bootd import hooks, metrics
-<<<<<<<
 from bootd.boots import window
 from bootd.boots.gate import Shut
-=======
-from bootd.boots import tokens, window
->>>>>>>
 from bootd.boots.ownfiles import own_files
 from bootd.boots.timeline import Boot, Stage
 from bootd.http.answer import BINARY, TEXT, Answer, Asked, Denied, NotFound
@@ -115,14 +111,3 @@ def _fail(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
         "boot.failed", node=node.name, mac=boot.mac, boot=boot.id, step=step, errno=code or None
     )
     return Answer(body=(b"noted\n",), type=TEXT)
-<<<<<<<
-=======
-
-
-def _own_files(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> bytes:
-    chain = site.certificate.chain if site.certificate is not None else b""
-    return own_files(asked.server, secure(asked), token, node, boot, site.node_secrets, chain)
-
-
-def _up(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
->>>>>>>
