@@ -58,7 +58,8 @@ def pack(
     """
     files: dict[str, File] = {}
     with contextlib.ExitStack() as stack:
-        squashfs = stack.enter_context(_mksquashfs(root, folder / SQUASHFS, options))
+        latest = found.newest if options.latest is None else min(found.newest, options.latest)
+        squashfs = stack.enter_context(_mksquashfs(root, folder / SQUASHFS, options, latest))
         sinks: list[_Sink] = [_Sink(squashfs.write, _tar, 512)]
         archive: Compressor | None = None
         if not found.large:
@@ -173,17 +174,18 @@ class _Squashfs:
 
 
 @contextlib.contextmanager
-def _mksquashfs(root: Path, path: Path, options: Options) -> Iterator[_Squashfs]:
+def _mksquashfs(root: Path, path: Path, options: Options, latest: int) -> Iterator[_Squashfs]:
     top = root.stat()
-    time = int(top.st_mtime) if options.latest is None else min(int(top.st_mtime), options.latest)
     argv = [
         tools.find("mksquashfs"), "-", str(path), "-tar", "-comp", "zstd",
         "-Xcompression-level", str(options.squashfs_level), "-xattrs",
-        "-mkfs-time", str(options.latest or 0), "-root-time", str(max(time, 0)),
         "-root-mode", f"{stat.S_IMODE(top.st_mode):o}", "-root-uid", str(top.st_uid),
-        "-root-gid", str(top.st_gid), "-noappend", "-no-recovery", "-quiet",
-        "-no-progress", "-exit-on-error", "-mem", _MEMORY, "-processors", str(options.threads),
+        "-root-gid", str(top.st_gid), "-noappend", "-no-recovery", "-quiet", "-no-progress",
+        "-exit-on-error", "-mem", _MEMORY, "-processors", str(options.threads),
     ]  # fmt: skip
+    # Of tar, 4.5 gives the root folder the time of the day, whatever -root-time says; nothing is
+    # newer than this, though, the file system's own date included.
+    environment = tools.environment() | {"SOURCE_DATE_EPOCH": str(max(latest, 0))}
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             argv,
@@ -191,7 +193,7 @@ def _mksquashfs(root: Path, path: Path, options: Options) -> Iterator[_Squashfs]
             stdout=said,
             stderr=said,
             bufsize=CHUNK,
-            env=tools.environment(),
+            env=environment,
             start_new_session=True,
         )
         assert process.stdin is not None
