@@ -333,6 +333,8 @@ class Daemon:
     def _note_registry(registry: Registry) -> None:
         metrics.NODES.set(len(registry.nodes))
         metrics.LOADED_AT.set(time.time())  # noqa: TID251 -- as above
+        loaded = time.monotonic()
+        metrics.REGISTRY_AGE.set_function(lambda: time.monotonic() - loaded)
 
     async def _live(
         self, runs: Mapping[str, Callable[[], Awaitable[None]]], registry: Registry

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+# When a counter was made would be a series more for each, which nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
 REGISTRY = CollectorRegistry()
 
 
@@ -61,11 +69,21 @@ HTTP_REQUESTS = Counter(
 )
 HTTP_BYTES = Counter("bootd_http_sent_bytes", "HTTP body bytes sent", registry=REGISTRY)
 HTTP_REFUSED = Counter("bootd_http_refused", "HTTP requests refused", ["reason"], registry=REGISTRY)
+HTTP_UNAVAILABLE = Counter(
+    "bootd_http_unavailable", "HTTP answers with status 503", ["reason"], registry=REGISTRY
+)
 HTTP_ABORTED = Counter(
     "bootd_http_aborted", "HTTP transfers that the client left", ["route"], registry=REGISTRY
 )
 TRANSFERS = Gauge(
     "bootd_transfers_in_flight", "Transfers under way", ["protocol"], registry=REGISTRY
+)
+ADMISSION_LIMIT = Gauge(
+    "bootd_admission_limit", "Large transfers that may be under way", registry=REGISTRY
+)
+ADMISSION_ACTIVE = Gauge("bootd_admission_active", "Large transfers under way", registry=REGISTRY)
+ADMISSION_WAITING = Gauge(
+    "bootd_admission_waiting", "Machines that were told to ask again", registry=REGISTRY
 )
 BOOT_SECONDS = Histogram(
     "bootd_boot_seconds",
@@ -84,6 +102,9 @@ REFRESHES = Counter(
 NODES = Gauge("bootd_nodes", "Nodes in the registry", registry=REGISTRY)
 LOADED_AT = Gauge(
     "bootd_registry_loaded_timestamp_seconds", "When the registry was loaded", registry=REGISTRY
+)
+REGISTRY_AGE = Gauge(
+    "bootd_registry_age_seconds", "Seconds since the registry was loaded", registry=REGISTRY
 )
 LOOP_LAG = Gauge("bootd_loop_lag_seconds", "How late the event loop's timer was", registry=REGISTRY)
 EXCEPTIONS = Counter("bootd_exceptions", "Faults of bootd itself", ["where"], registry=REGISTRY)

@@ -60,6 +60,8 @@ class AccessLog:
         }
         if answer.reason:
             metrics.HTTP_REFUSED.labels(answer.reason).inc()
+            if status == 503:
+                metrics.HTTP_UNAVAILABLE.labels(answer.reason).inc()
             if answer.quiet:
                 log.debug("http.refused", **values)
             elif self._may_write(now):

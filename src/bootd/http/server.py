@@ -161,11 +161,18 @@ class HttpServer:
             now = loop.time()
             self._site.admission.measured((self._sender.moved - moved) / (now - then))
             moved, then = self._sender.moved, now
-            metrics.TRANSFERS.labels("http").set(self._sender.active)
+            self._tell_metrics()
             self._site.events.tick(now)
             if self._current.registry is not self._taken:
                 self._taken = self._current.registry
                 await self._take(self._taken.settings.http)
+
+    def _tell_metrics(self) -> None:
+        admission = self._site.admission
+        metrics.TRANSFERS.labels("http").set(self._sender.active)
+        metrics.ADMISSION_LIMIT.set(admission.limit)
+        metrics.ADMISSION_ACTIVE.set(admission.active)
+        metrics.ADMISSION_WAITING.set(admission.waiting)
 
     async def _take(self, settings: HttpSettings) -> None:
         """What a reload may change while we listen."""
