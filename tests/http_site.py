@@ -80,7 +80,13 @@ def make_registry(folder: Path, **settings: Any) -> Registry:
         for name, mac in (("n001", MAC), ("n002", OTHER))
     ]
     return Registry(
-        settings=Settings(**{"http": HttpSettings(port=0), **settings}),
+        settings=Settings(
+            **{
+                "config_file": str(folder / "bootd.yaml"),
+                "http": HttpSettings(port=0),
+                **settings,
+            }
+        ),
         nodes={node.name: node for node in nodes},
         images={"debian": image},
         overlays={"keys": Overlay("keys", (key,), "d1")},

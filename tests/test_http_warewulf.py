@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bootd.boots import warewulf
+from bootd.boots.nodekeys import derive
 from bootd.model import NetDev, SecuritySettings
 from bootd.overlay.compress import compress
 from tests.http_site import (
@@ -21,6 +22,7 @@ from tests.http_site import (
     INITRAMFS,
     KERNEL,
     MAC,
+    NODE_SECRET,
     OTHER,
     SECRET,
     STRANGER,
@@ -392,3 +394,36 @@ async def test_any_number_of_clients_may_want_another_form(service: Service) -> 
     replies = await asyncio.gather(*asked)
 
     assert all(gzip.decompress(reply.body) == content for reply in replies)
+
+
+# ---- files of the site's own ---------------------------------------------------------------------
+
+
+async def test_the_sites_files_are_for_its_nodes(service: Service) -> None:
+    folder = service.folder / "files"
+    folder.mkdir()
+    (folder / "munge.key").write_bytes(SECRET)
+    path = f"/files/munge.key?wwid={DASHED}&"
+
+    assert (await ask(service, path + ASSET)).body == SECRET
+    for wrong in (path, f"{path}assetkey=guess", f"/files/munge.key?{ASSET}",
+                  f"/files/munge.key?wwid={STRANGER}&{ASSET}", f"/files/../secret?wwid={DASHED}",
+                  f"{path}{ASSET}&render=n001", f"/files/none?wwid={DASHED}&{ASSET}"):  # fmt: skip
+        reply = await ask(service, wrong)
+        assert reply.status in (400, 401, 403, 404), wrong
+        assert SECRET not in reply.body
+    assert (await ask(service, path + ASSET, low=False)).status == 401
+
+
+async def test_a_nodes_own_key_opens_the_sites_files_too(service: Service) -> None:
+    service.change(security="bootd")
+    folder = service.folder / "files"
+    folder.mkdir()
+    (folder / "munge.key").write_bytes(SECRET)
+    path = f"/files/munge.key?wwid={DASHED}"
+    key = {"Authorization": f"Bearer {derive(NODE_SECRET, 'n001', MAC)}"}
+
+    assert (await service.get(path, headers=key)).body == SECRET
+    assert (await service.get(path)).status == 403
+    (folder / "munge.key").chmod(0o600)
+    assert (await service.get(path, headers=key)).status == 403

@@ -86,6 +86,13 @@ class Provision:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteFile:
+    """``/files/{path}``: Warewulf's route to files of the site's own. Nothing is checked yet."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Blob:
     """``/blob/sha256/{digest}``: 64 hex digits, lower case."""
 
@@ -116,7 +123,9 @@ class Bad:
     sentence: str
 
 
-Route = Script | BootPart | Runtime | System | Provision | Public | Blob | File | Fixed | Bad
+Route = (
+    Script | BootPart | Runtime | System | Provision | SiteFile | Public | Blob | File | Fixed | Bad
+)
 
 _ABSOLUTE: Final = re.compile(r"https?://[^/?#]*", re.ASCII | re.IGNORECASE)
 _ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -193,6 +202,8 @@ def _named(parts: list[str], path: str) -> Route:
         case ["provision" | "container" | "overlay-system" | "overlay-runtime" as stage, name]:
             mac = _mac(name)
             return Provision(STAGES[stage], mac) if mac is not None else _bad("not-a-mac")
+        case ["files", _, *_]:
+            return SiteFile(path.removeprefix("files/"))
         case ["boot", _, *_]:
             return _file(path.removeprefix("boot/"))
     return _file(path)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Final, cast
 
 import structlog
@@ -35,6 +36,7 @@ from bootd.http.handlers.configs import config
 from bootd.http.handlers.files import blob, public, shared
 from bootd.http.handlers.runtime import runtime
 from bootd.http.handlers.script import script
+from bootd.http.handlers.sitefiles import site_file
 from bootd.http.handlers.warewulf import resolve, system
 from bootd.http.protocol import Connection, Connections, ConnectionServer, max_connections
 from bootd.http.routes import (
@@ -48,6 +50,7 @@ from bootd.http.routes import (
     Route,
     Runtime,
     Script,
+    SiteFile,
     System,
     route,
     split_target,
@@ -62,6 +65,8 @@ from bootd.registry import Current
 log = structlog.get_logger()
 
 BACKLOG: Final = 4096
+FILES: Final = "files"
+"""Folder beside bootd.yaml with what ``/files/`` gives."""
 HANDSHAKE: Final = 15.0
 """Seconds for a TLS handshake."""
 TICK: Final = 1.0
@@ -109,6 +114,7 @@ class HttpServer:
             disk=self._disk,
             admission=Admission(random.random, current.registry.settings.http.max_image_transfers),
             events=Events(boots),
+            own_files=LoaderFiles([Path(current.registry.settings.config_file).parent / FILES]),
         )
         self._sender = Sender(self._disk)
         self._connections = Connections(max_connections())
@@ -193,6 +199,7 @@ class HttpServer:
                     await self._http.shutdown(None)
             # aiohttp takes its limit twice, and 0 for none at all.
             await self._http.shutdown(LAST_MOMENT)
+        self._site.own_files.close()
         self._disk.shutdown(wait=False, cancel_futures=True)
 
     # ---- one request -----------------------------------------------------------------------------
@@ -270,6 +277,8 @@ class HttpServer:
                 return await system(site, asked, mac)
             case Provision():
                 return await self._answer(asked, resolve(site, asked, asking))
+            case SiteFile(path):
+                return await site_file(site, asked, path)
             case Public():
                 return await public(site, asked, asking)
             case Blob(digest):

@@ -56,6 +56,8 @@ class Site:
     disk: Executor
     admission: Admission
     events: Events
+    own_files: LoaderFiles
+    """The site's own files, for its nodes only."""
     gate: Gate = field(init=False)
     """Tokens and addresses, by the same rules as TFTP's."""
     certificate: Certificate | None = None

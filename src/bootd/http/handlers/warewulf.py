@@ -30,16 +30,22 @@ _NOT_UP: Final = ("curl/", "iPXE/", "GRUB", "UefiHttpBoot/")
 def resolve(site: Site, asked: Asked, asking: Provision) -> Route:
     """The route that has the machine's MAC address in its path. Raises `Refusal`."""
     stage = asking.stage or asked.said("stage") or "ipxe"
-    mac = asking.mac or _wwid(asked.said("wwid")) or site.net.neighbour(asked.peer)
+    mac = asking.mac or named(site, asked)
+    found = route(f"/{stage}/{dashed(mac)}") if stage in STAGES else None
+    if found is None or isinstance(found, Provision | Bad):
+        raise Refusal(400, "unknown-stage", f"a stage is one of {', '.join(STAGES)}")
+    return found
+
+
+def named(site: Site, asked: Asked) -> Mac:
+    """The machine that the query names, or else the neighbour table. Raises `Refusal`."""
+    mac = _wwid(asked.said("wwid")) or site.net.neighbour(asked.peer)
     if mac is None:
         raise Refusal(
             400, "no-wwid", "which machine? No MAC address in the path or as wwid, and the "
             "neighbour table does not know yours"
         )  # fmt: skip
-    found = route(f"/{stage}/{dashed(mac)}") if stage in STAGES else None
-    if found is None or isinstance(found, Provision | Bad):
-        raise Refusal(400, "unknown-stage", f"a stage is one of {', '.join(STAGES)}")
-    return found
+    return mac
 
 
 def _wwid(text: str) -> Mac | None:
