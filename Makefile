@@ -13,7 +13,8 @@ STAMP := $(VENV)/.installed
 # What the tests and the demo run; nothing of it is needed on a server that runs bootd.
 APT_PACKAGES := python3-venv make iproute2 tcpdump cpio curl zstd procps \
 	qemu-system-x86 ipxe-qemu ipxe ovmf dnsmasq-base busybox-static \
-	systemd-container mmdebstrap squashfs-tools openssl openssh-client tftp-hpa atftp wget shellcheck
+	systemd-container mmdebstrap squashfs-tools openssl openssh-client tftp-hpa atftp wget shellcheck \
+	skopeo umoci
 
 .PHONY: help setup apt check format lint types unit integration firmware container test demo bench \
 	lock install uninstall clean

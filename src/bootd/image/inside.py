@@ -84,12 +84,12 @@ def find_kernels(root: Path) -> tuple[FoundKernel, ...]:
     found: dict[str, str] = {}
     modules: dict[str, str] = {}
     for folder in _MODULES:
-        for version in _names(root, folder):
+        for version in names_in(root, folder):
             modules.setdefault(version, f"{folder}/{version}")
             for name in _IN_MODULES:
                 if version not in found and _head(root, f"{folder}/{version}/{name}"):
                     found[version] = f"{folder}/{version}/{name}"
-    for name in _names(root, "boot"):
+    for name in names_in(root, "boot"):
         match = _IN_BOOT.fullmatch(name)
         head = _head(root, f"boot/{name}") if match else b""
         if match and head:
@@ -168,7 +168,7 @@ def _head(root: Path, path: str) -> bytes:
     return head if head and header.is_kernel(head) else b""
 
 
-def _names(root: Path, folder: str) -> list[str]:
+def names_in(root: Path, folder: str) -> list[str]:
     """What is in a folder of a root, in order."""
     with Beneath(root, follow=True) as beneath:
         try:
@@ -227,7 +227,7 @@ def _warnings(root: Path, kernels: tuple[FoundKernel, ...], init: str) -> Iterat
             "it has a machine-id: every node would have the same; empty /etc/machine-id in it, or "
             "let overlay base give each its own"
         )
-    keys = [n for n in _names(root, "etc/ssh") if re.fullmatch(r"ssh_host_\w+_key", n)]
+    keys = [n for n in names_in(root, "etc/ssh") if re.fullmatch(r"ssh_host_\w+_key", n)]
     if keys:
         yield (
             f"it has ssh host keys ({', '.join(keys)}), which everyone who can fetch the image can "

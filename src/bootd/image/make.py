@@ -15,6 +15,7 @@ import zstandard
 from bootd.image import kernel as header
 from bootd.image import tools
 from bootd.image.beneath import open_inside, read_inside
+from bootd.image.bootloaders import copy_loaders
 from bootd.image.build import Options as BuildOptions
 from bootd.image.build import pack
 from bootd.image.disk import (
@@ -110,6 +111,7 @@ def build(
         root, draft.folder, excluded=excludes, found=found, options=options, progress=progress
     )
     kernels = _kernels(root, draft.folder, inside, wish, carry, progress)
+    artefacts |= copy_loaders(root, draft.folder, progress)
     archive = artefacts.get("image")
     warnings = [
         *(w for w in inside.warnings if not (kernels and w.startswith("it has no kernel"))),

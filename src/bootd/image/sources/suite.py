@@ -137,8 +137,9 @@ def bootstrap(wanted: Wanted, root: Path, say: Callable[[str], None]) -> None:
     chosen = profile(wanted.profile)
     arch = architecture(wanted.architecture)
     packages = dict.fromkeys((*chosen.of(vendor(wanted.suite), arch), *wanted.include))
-    options = [f"--variant={chosen.variant}", f"--include={','.join(packages)}", "--mode=root"]
-    options.append(f"--customize-hook={_CLEAN}")
+    options = [f"--variant={chosen.variant}", "--mode=root", f"--customize-hook={_CLEAN}"]
+    if packages:
+        options.append(f"--include={','.join(packages)}")
     if wanted.architecture:
         options.append(f"--architectures={arch}")
     if chosen.components:
