@@ -37,7 +37,7 @@ BROKEN = [
     Broken("empty", "", ["nodes.yaml:1:1: the file is empty, as after a write that failed…"]),
     Broken("cut in a list", "nodes:\n  n1: {profiles: [a,\n", ["nodes.yaml:3:1: not valid YAML:…"]),
     Broken("cut in a word", "nodes:\n  n1: {}\n  n2", ["nodes.yaml:4:1: not valid YAML: could…"]),
-    Broken("a tab", "nodes:\n\tn1: {}\n", ["nodes.yaml:2:1: not valid YAML: found character…"]),
+    Broken("a tab", "nodes:\n\tn1: {}\n", ["nodes.yaml:2:1: a tab where YAML takes only spaces"]),
     Broken("nul bytes", "nodes: {}\n\0\0\0\0", ["nodes.yaml:2:1: the character U+0000 is not…"]),
     Broken(
         "a name twice",
@@ -254,7 +254,7 @@ BROKEN = [
         "profiles:\n  default:\n    image: debian-13\n    overlays: {system: [bse]}\n"
         '    template: defalt\nnodes: {"n[1-3]": {}}\n',
         [
-            "nodes.yaml:3:12: nodes.n1.image: there is no image 'debian-13'; `bootd image list` shows what there is (and 3 more nodes)",
+            "nodes.yaml:3:12: nodes.n1.image: there is no image 'debian-13'; see bootd image list, bootd image import (and 3 more nodes)",
             "nodes.yaml:4:25: nodes.n1.overlays.system[0]: there is no overlay 'bse'; did you mean 'base'? (and 3 more nodes)",
             "nodes.yaml:5:15: nodes.n1.template: there is no template 'defalt.ipxe.j2'; did you mean 'default'? (and 3 more nodes)",
         ],

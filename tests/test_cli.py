@@ -247,10 +247,10 @@ def test_version_tells_its_own_where_no_daemon_runs(run: Run) -> None:
 
 def test_an_unknown_command_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["bot"])
+        main(["chek"])
 
     assert caught.value.code == 2
-    assert "No such command" in capsys.readouterr().err
+    assert "No such command 'chek'; did you mean 'check'?" in capsys.readouterr().err
 
 
 def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:

@@ -188,7 +188,9 @@ def test_settings_that_are_not_there_are_one_clear_fault(tmp_path: Path) -> None
     with pytest.raises(ConfigError) as caught:
         load(str(tmp_path / "bootd.yaml"))
 
-    assert caught.value.faults == ("bootd.yaml:1:1: cannot be read: no such file or directory",)
+    assert caught.value.faults == (
+        f"bootd.yaml:1:1: {tmp_path}/bootd.yaml cannot be read: no such file or directory",
+    )
 
 
 def test_nodes_that_are_gone_are_a_fault_and_not_an_empty_cluster(site: Site) -> None:

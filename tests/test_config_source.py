@@ -95,7 +95,7 @@ def test_the_place_of_what_is_missing_is_its_nearest_parent() -> None:
         ("a: [\n", "f.yaml:2:1: not valid YAML: did not find expected node content"),
         ("a: b: c\n", "f.yaml:1:5: not valid YAML: mapping values are not allowed"),
         ("a: 'x\n", "not valid YAML: found unexpected end of stream"),
-        ("\ta: 1\n", "f.yaml:1:1: not valid YAML: found character that cannot start any token"),
+        ("\ta: 1\n", "f.yaml:1:1: a tab where YAML takes only spaces"),
         ("a: 1\n---\nb: 2\n", "f.yaml:2:1: a second document begins here"),
         ("ä: \x01\n", "f.yaml:1:4: the character U+0001 is not allowed"),
         (b"a: x\nb: \xff\n", "f.yaml:2:4: not UTF-8 text"),

@@ -162,7 +162,7 @@ def test_a_syntax_error_has_its_line() -> None:
 @pytest.mark.parametrize(
     ("expression", "says"),
     [
-        ("{{ node.gateway.ip }}", "has no attribute 'gateway'"),
+        ("{{ node.gateway.ip }}", "a node has no 'gateway'"),
         ("{{ node.uuid }}", "gave None"),
         ("{{ tags.items }}", "parentheses are missing"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),

@@ -18,6 +18,7 @@ from jinja2 import Template as Compiled
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from bootd.model import Artefact, Image, NetDev, Node, ServerAddress, Template, dashed
+from bootd.text import undefined
 
 _SEPARATORS: Final = frozenset("\x85\u2028\u2029")
 _PLAIN: Final = frozenset((Node, NetDev, Image, Artefact, ServerAddress))
@@ -87,7 +88,8 @@ class Language:
         except ScriptError as error:
             raise ScriptError(f"{_place(template, error.__traceback__)}: {error}") from None
         except TemplateError as error:
-            raise ScriptError(f"{_place(template, error.__traceback__)}: {error.message}") from None
+            what = undefined(error.message or "")
+            raise ScriptError(f"{_place(template, error.__traceback__)}: {what}") from None
         except Exception as error:  # whatever an expression may raise: 1/0, a wrong type, …
             raise ScriptError(
                 f"{_place(template, error.__traceback__)}: {type(error).__name__}: {error}"

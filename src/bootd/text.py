@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import Final
 
 
 def escape(text: str) -> str:
@@ -17,6 +19,17 @@ def _escaped(char: str) -> str:
     if number < 0x100:
         return f"\\x{number:02x}"
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+_NO_ATTRIBUTE: Final = re.compile(r"'bootd\.model\.(\w+) object' has no attribute '(\w+)'")
+_WORDS: Final = {"NetDev": "network device", "ServerAddress": "server"}
+
+
+def undefined(message: str) -> str:
+    """Jinja2's words for a name that is not there, in the words of who wrote the template."""
+    return _NO_ATTRIBUTE.sub(
+        lambda found: f"a {_WORDS.get(found[1], found[1].lower())} has no {found[2]!r}", message
+    )
 
 
 def size(number: float | None) -> str:

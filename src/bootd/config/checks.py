@@ -75,7 +75,7 @@ def references(
         if len(found.places) > MAX_FAULTS:
             break
         if node.image is not None and node.image not in images:
-            hint = nearest(node.image, images) or "; `bootd image list` shows what there is"
+            hint = nearest(node.image, images) or "; see bootd image list, bootd image import"
             found.add(node, "image", f"there is no image {node.image!r}{hint}")
         template = f"{node.template}.ipxe.j2"
         if template not in templates:

@@ -280,7 +280,8 @@ class _Load:
             if named and isinstance(value, dict) and named[0] in value:
                 self._bootd_fault(named, f"{file} cannot be read: {error}")
             else:
-                self.faults.append(Fault(Origin(file, 1, 1), "", f"cannot be read: {error}"))
+                whole = f"{path} " if path == self.config_file else ""
+                self.faults.append(Fault(Origin(file, 1, 1), "", f"{whole}cannot be read: {error}"))
             return None
         if not data:
             what = (

@@ -155,7 +155,7 @@ def parse(data: str | bytes, file: str) -> Document:
         what = f"the character U+{_code_point(error.character):04X} is not allowed in YAML"
         document.faults.append(Fault(Origin(file, *at), "", what))
     except MarkedYAMLError as error:
-        document.faults.append(_syntax(file, error))
+        document.faults.append(_syntax(file, error, text))
     return document
 
 
@@ -183,9 +183,13 @@ def _code_point(character: Any) -> int:
     return character if isinstance(character, int) else ord(character)
 
 
-def _syntax(file: str, error: MarkedYAMLError) -> Fault:
+def _syntax(file: str, error: MarkedYAMLError, text: str) -> Fault:
     mark = error.problem_mark or error.context_mark
     at = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
+    if mark is not None and "\t" in text:
+        lines = text.split("\n")
+        if mark.line < len(lines) and lines[mark.line][mark.column : mark.column + 1] == "\t":
+            return Fault(Origin(file, *at), "", "a tab where YAML takes only spaces")
     what = f"not valid YAML: {error.problem}"
     if error.context:
         begun = error.context_mark

@@ -31,6 +31,7 @@ from jinja2.utils import missing
 from bootd.model import Condition
 from bootd.overlay.filters import FILTERS
 from bootd.overlay.links import TemplateValueError
+from bootd.text import undefined
 
 _SINK: Final = "bootd_files"
 """The variable that carries a rendering's `Rendered` to the statements that make files."""
@@ -272,5 +273,5 @@ def _line(error: Exception, compiled: Compiled) -> int:
 def _reason(error: Exception) -> str:
     text = str(error).replace("\n", " ")[:300]
     if isinstance(error, UndefinedError | TemplateValueError) and text:
-        return text
+        return undefined(text)
     return f"{type(error).__name__}: {text}"
