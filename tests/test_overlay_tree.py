@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bootd.model import ConfigError, Overlay, OverlayEntry
+from bootd.model import ConfigError, Node, Overlay, OverlayEntry, Settings
 from bootd.overlay import scan, tree
+from bootd.overlay.cpio import archive
+from bootd.overlay.render import EXAMPLE_SERVER, render
 from bootd.overlay.tree import OverlayTrees
+from bootd.registry import Registry
 
 Write = Callable[..., Path]
 
@@ -311,3 +315,32 @@ def test_the_digest_follows_content_and_mode(site: Path, write: Write) -> None:
     write("own/a", b"2", 0o600)
 
     assert len({before, after, load(site)["own"].digest}) == 3
+
+
+def test_hard_links_of_a_tree_are_one_file_in_the_archive(tmp_path: Path) -> None:
+    rootfs = tmp_path / "site/own/rootfs/etc"
+    rootfs.mkdir(parents=True)
+    (rootfs / "b").write_text("shared content")
+    for name in ("a", "c"):
+        (rootfs / name).hardlink_to(rootfs / "b")
+    outside = tmp_path / "outside"
+    outside.write_text("linked to from elsewhere only")
+    (rootfs / "alone").hardlink_to(outside)
+
+    node = Node("n001", overlays_system=("own",))
+
+    def archived() -> bytes:
+        overlays = OverlayTrees().load([str(tmp_path / "site")])
+        registry = Registry(Settings(), {"n001": node}, {}, overlays, {})
+        return archive(render(registry, node, "system", EXAMPLE_SERVER))
+
+    assert archived().count(b"shared content") == 1
+    target = tmp_path / "unpacked"
+    target.mkdir()
+    subprocess.run(["cpio", "-id", "--quiet"], input=archived(), cwd=target, check=True)
+    assert {(target / "etc" / name).stat().st_nlink for name in "abc"} == {3}
+    assert (target / "etc/alone").stat().st_nlink == 1
+
+    # One of them with a mode of its own is a file of its own, and so are all.
+    (tmp_path / "site/own/overlay.yaml").write_text("paths: {etc/c: {mode: 0600}}\n")
+    assert archived().count(b"shared content") == 3

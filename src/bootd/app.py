@@ -23,7 +23,7 @@ from typing import Final, NoReturn, Protocol
 import structlog
 import uvloop
 
-from bootd import __version__, control, health, metrics, ports
+from bootd import __version__, checking, control, health, metrics, ports
 from bootd import log as logs
 from bootd.boots.timeline import Boot, Boots
 from bootd.boots.unknown import Unknown
@@ -252,6 +252,7 @@ class Daemon:
                 "keys": keys.run,
                 "history": history.run,
                 "drift": drift.run,
+                "templates": checking.Templates(current).run,
                 "lag": health.measure_lag,
             }
             return await self._live(runs | others, registry)

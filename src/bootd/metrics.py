@@ -99,6 +99,9 @@ REFRESHES = Counter(
     ["result"],
     registry=REGISTRY,
 )
+TEMPLATE_FAULTS = Gauge(
+    "bootd_template_faults", "Faults of overlay templates found after a load", registry=REGISTRY
+)
 NODES = Gauge("bootd_nodes", "Nodes in the registry", registry=REGISTRY)
 LOADED_AT = Gauge(
     "bootd_registry_loaded_timestamp_seconds", "When the registry was loaded", registry=REGISTRY

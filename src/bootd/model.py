@@ -329,7 +329,8 @@ class OverlayEntry:
 
     `path` is relative without ``.`` or ``..``; `mode` the permission bits; `content` the file's
     bytes, the template's text in UTF-8, or a symlink's target; `rdev` a device's (major, minor).
-    `source` names the file on the server, for messages. Only nodes that `when` fits have it.
+    `source` names the file on the server, for messages. Only nodes that `when` fits have it. Files
+    with the same `hardlink`, which is the first one's path, are one file.
     """
 
     path: str
@@ -341,6 +342,7 @@ class OverlayEntry:
     source: str = ""
     when: Condition | None = None
     rdev: tuple[int, int] = (0, 0)
+    hardlink: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -152,6 +152,7 @@ class _Context:
             made_hooks = _hooks_list(hooks, sorted(files.union(deleted)))
             entries.update((made.path, made) for made in made_hooks)
         entries.update((made.path, made) for made in _delete_lists(sorted(deleted), which))
+        entries.update((made.path, made) for made in _parted(entries.values()))
         try:
             return with_parents(entries.values())
         except CpioError as error:
@@ -184,7 +185,16 @@ class _Context:
             return
         if entry.kind != "template":
             mode = _TYPES[entry.kind] | entry.mode
-            yield Entry(entry.path, mode, entry.content, entry.uid, entry.gid, rdev=entry.rdev)
+            link = f"{overlay.name}/{entry.hardlink}" if entry.hardlink else ""
+            yield Entry(
+                entry.path,
+                mode,
+                entry.content,
+                entry.uid,
+                entry.gid,
+                rdev=entry.rdev,
+                hardlink=link,
+            )
             return
         rendered = self._rendered(overlay, entry)
         if rendered.own is not None:
@@ -291,6 +301,20 @@ def _delete_lists(deleted: list[str], which: Which) -> Iterator[Entry]:
             yield Entry(GENERATOR, stat.S_IFREG | 0o755, _GENERATOR.encode())
 
 
+def _parted(entries: Iterable[Entry]) -> list[Entry]:
+    """Hard links that overlay.yaml gives different owners or modes: they are files of their own."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.hardlink:
+            groups.setdefault(entry.hardlink, []).append(entry)
+    return [
+        replace(entry, hardlink="")
+        for group in groups.values()
+        for entry in group
+        if len({(each.mode, each.uid, each.gid, each.content) for each in group}) > 1
+    ]
+
+
 def _hooks_list(hooks: Iterable[tuple[str, str]], found: list[str]) -> Iterator[Entry]:
     """What tells the agent which command belongs to which path: it matches no patterns."""
     lines = "".join(
@@ -307,18 +331,18 @@ def check(
     *,
     server: ServerAddress = EXAMPLE_SERVER,
     stop: Callable[[], bool] = lambda: False,
+    nodes: Sequence[Node] | None = None,
+    shared: Shared | None = None,
 ) -> list[str]:
     """What is wrong with any node's overlays, as lines ``file:line:1: nodes: what``.
 
-    Every template is rendered for every node that has it, until `stop` says that it has taken long
-    enough. The same fault of many nodes is one line that names the first ones.
+    Every template is rendered for every node that has it, or for `nodes`, until `stop` says that it
+    has taken long enough. The same fault of many nodes is one line that names the first ones.
+    `shared` is as for `render`.
     """
     faults: dict[tuple[str, int, str], list[str]] = {}
-    shared: Shared = {}
-    nodes = list(registry.nodes.values())
-    if registry.default is not None and registry.settings.dhcp.unknown is UnknownPolicy.DEFAULT:
-        nodes.append(registry.default)
-    for node in nodes:
+    shared = {} if shared is None else shared
+    for node in checked(registry) if nodes is None else nodes:
         if stop() or len(faults) >= MAX_FAULTS:
             break
         for error in _faults(registry, node, server, shared):
@@ -327,6 +351,14 @@ def check(
         f"{source}:{line}:1: {_names(names)}: {reason}"
         for (source, line, reason), names in faults.items()
     ]
+
+
+def checked(registry: Registry) -> list[Node]:
+    """Every node that may get something."""
+    nodes = list(registry.nodes.values())
+    if registry.default is not None and registry.settings.dhcp.unknown is UnknownPolicy.DEFAULT:
+        nodes.append(registry.default)
+    return nodes
 
 
 def _faults(

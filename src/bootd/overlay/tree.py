@@ -195,6 +195,7 @@ class _Reading:
                 )
                 break
             made = {path: self._read(path, found, layer) for path, found in chosen.items()}
+            made |= _linked(chosen, made)
             made |= {path: e for path, e in declared.items() if not _hidden(path, entries)}
             entries |= {path: entry for path, entry in made.items() if entry is not None}
         return entries
@@ -258,6 +259,23 @@ def _hidden(path: str, entries: Mapping[str, OverlayEntry]) -> bool:
     return False
 
 
+def _linked(
+    chosen: Mapping[str, Found], made: Mapping[str, OverlayEntry | None]
+) -> dict[str, OverlayEntry]:
+    """The plain files that are hard links of each other in one tree, named for the first."""
+    groups: dict[tuple[int, int], list[OverlayEntry]] = {}
+    for path, found in chosen.items():
+        entry = made[path]
+        if entry is not None and entry.kind == "file" and found.stat.st_nlink > 1:
+            groups.setdefault((found.stat.st_dev, found.stat.st_ino), []).append(entry)
+    return {
+        entry.path: replace(entry, hardlink=group[0].path)
+        for group in groups.values()
+        for entry in group
+        if len(group) > 1
+    }
+
+
 def _read_entry(path: str, found: Found, is_distribution: bool) -> OverlayEntry:
     mode = stat.S_IMODE(found.stat.st_mode)
     source = str(found.file)
@@ -288,7 +306,10 @@ def digest(overlay: Overlay) -> str:
         repr((overlay.name, overlay.when, overlay.delete, overlay.on_change)).encode()
     )
     for entry in overlay.entries:
-        head = (entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.when, entry.rdev)
+        head = (
+            *(entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.when, entry.rdev),
+            entry.hardlink,
+        )
         made.update(f"{head!r}{len(entry.content)}\0".encode("utf-8", "surrogateescape"))
         made.update(entry.content)
     return made.hexdigest()
