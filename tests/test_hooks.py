@@ -15,7 +15,7 @@ from bootd.model import Artefact
 from bootd.overlay import cpio
 
 HOOKS = Path(hooks.__file__).parent / "data" / "hooks"
-SHELLS = ("dash", "bash", "busybox sh")
+SHELLS = ("busybox sh", "bash")
 ROOT = b"hsqs" + bytes(range(256)) * 64
 DIGEST = hashlib.sha256(ROOT).hexdigest()
 

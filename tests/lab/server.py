@@ -59,6 +59,8 @@ class Server:
         ended: Callable[[str], None] | None = None,
     ) -> None:
         self.config = folder / "etc" / "bootd.yaml"
+        self.state = folder / "state"
+        self.default: Mapping[str, Any] = DEFAULTS
         self.nodes_file = folder / "etc" / "nodes.yaml"
         self.events: list[Event] = []
         self._network = network
@@ -79,7 +81,7 @@ class Server:
             _yaml(
                 {
                     "interfaces": ["eth0"],
-                    "state_dir": str(self._folder / "state"),
+                    "state_dir": str(self.state),
                     "run_dir": str(self._folder / "run"),
                     "nodes": ["nodes.yaml"],
                     "log": {"level": "info", "format": "json"},
@@ -90,9 +92,12 @@ class Server:
         self.write_nodes(nodes)
 
     def write_nodes(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Edit nodes.yaml: these are all nodes there are. Each has profile ``default``."""
+        """Edit nodes.yaml: these are all nodes there are. Each has profile ``default``, which is
+        `default`."""
         whole = {name: {"profiles": ["default"], **node} for name, node in nodes.items()}
-        self.nodes_file.write_text(_yaml({"profiles": {"default": DEFAULTS}, "nodes": whole}))
+        self.nodes_file.write_text(
+            _yaml({"profiles": {"default": dict(self.default)}, "nodes": whole})
+        )
 
     def import_image(self, image: DemoImage, name: str = "demo") -> None:
         """``bootd image import``; the service need not run."""
@@ -103,16 +108,27 @@ class Server:
 
     def add_loader(self, path: Path) -> None:
         """Put a boot loader where a site puts its own: ``state_dir/tftp``."""
-        folder = self._folder / "state" / "tftp"
+        folder = self.state / "tftp"
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
 
     def command(self, *words: str) -> str:
         """Run ``bootd WORDS`` with this server's settings; its output, or `LabError`."""
-        return run(
-            sys.executable, "-m", "bootd", "--config", str(self.config), *words,
-            cwd=ROOT, env=_environment(),
-        )  # fmt: skip
+        return run(*self.argv(*words), cwd=ROOT, env=self.environment(), timeout=300)
+
+    def argv(self, *words: str) -> list[str]:
+        """The command line of ``bootd WORDS`` with this server's settings."""
+        return [sys.executable, "-m", "bootd", "--config", str(self.config), *words]
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        """The environment for `argv`."""
+        return _environment()
+
+    @property
+    def namespace(self) -> str:
+        """The network namespace that it runs in."""
+        return self._network.boot
 
     async def ask(self, *words: str) -> Any:
         """What ``bootd WORDS --json`` answers, while the lab goes on."""
