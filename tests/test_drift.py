@@ -88,6 +88,23 @@ async def test_an_edited_overlay_is_told_with_its_files(site: Site) -> None:
     assert (await site.why(boot))["system"]["files"] == {"etc/motd": "added"}
 
 
+async def test_a_boot_by_grub_is_compared_by_its_own_script(site: Site) -> None:
+    site.change_node(loader="shim")
+    boot = site.service.discover(MAC)
+    config = (await site.service.get("/grub/grub.cfg-01-52-54-00-12-34-56")).text
+    token = config.split("/b/")[1].split("/")[0]
+    for part in ("system", "up"):
+        assert (await site.service.get(f"/b/{token}/{part}")).status == 200
+    assert await site.stale(boot) == ()
+
+    templates = dict(site.service.registry.templates)
+    name = "grub.cfg.j2"
+    templates[name] = Template(name, templates[name].text + "\necho x\n", name)
+    site.change(templates=templates)
+
+    assert await site.stale(boot) == ("script",)
+
+
 async def test_what_comes_out_the_same_is_not_told(site: Site) -> None:
     """A comment is what archives are made from, but nothing that is in them."""
     boot = await site.booted()

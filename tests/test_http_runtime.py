@@ -127,6 +127,20 @@ async def test_a_node_that_another_process_booted_is_known_to_be_up(service: Ser
     assert (boot.id, boot.node, boot.outcome) == ("0123456789abcdef", "n001", "up")
 
 
+async def test_a_node_that_refreshes_is_up_at_the_end_of_its_window_though_nothing_reported(
+    service: Service,
+) -> None:
+    boot = service.discover()
+    await ask(service, f"{RUNTIME}?boot={boot.id}")
+    assert boot.outcome == ""
+
+    boot.window = 0.0
+    await ask(service, f"{RUNTIME}?boot={'0' * 16}")  # what ran before this boot
+    assert boot.outcome == ""
+    await ask(service, f"{RUNTIME}?boot={boot.id}")
+    assert boot.outcome == "up"
+
+
 async def test_a_report_is_kept_and_told(service: Service) -> None:
     digest = "ab" * 32
     query = f"result=ok&digest={digest}&changed=3&hooks=1&error=chronyd+did+not+start"

@@ -241,6 +241,8 @@ class Boots:
         if boot is None:
             boot = self._start(Boot(boot_id or self._new_id(), mac, node, now, now))
             boot.outcome, boot.ended = "up", now
+        elif boot.outcome != "up" and boot.id == boot_id and now > boot.window:
+            self.up(boot, now)  # nobody on the node reports, or nobody could
         boot.seen = now
         return boot
 
