@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from structlog.testing import capture_logs
 
 from bootd.boots.timeline import Stage
 from bootd.model import Arch
-from tests.http_site import HERE, MAC, OTHER, SECRET, Service, serving
+from tests.http_site import HERE, MAC, OTHER, SECRET, Service, artefact, serving
 
 DASHED = "52-54-00-12-34-56"
 ELSEWHERE = "127.0.0.9"
@@ -177,3 +178,20 @@ async def test_warewulfs_names_are_of_the_architecture_of_the_machine(service: S
     assert (await service.get("/efiboot/grub.efi")).text == "grubaa64.efi"
     assert (await service.get("/efiboot/grubx64.efi")).text == "grubx64.efi"
     assert (await service.get("/efiboot/other.efi")).status == 404
+
+
+async def test_the_images_own_loaders_go_before_a_packages(service: Service) -> None:
+    image = service.registry.images["debian"]
+    own = artefact(service.folder, "shimx64.of-the-image", b"MZ of the image")
+    artefacts = {**image.artefacts, "shimx64": own}
+    images = {"debian": replace(image, artefacts=artefacts)}
+    service.current.swap(replace(service.registry, images=images))
+    boot = service.discover()
+
+    reply = await service.get(f"/{DASHED}/shimx64.efi")
+
+    assert reply.body == b"MZ of the image"
+    assert reply.headers["Content-Type"] == "application/efi"
+    assert boot.steps[-1].detail == "http shimx64.efi"
+    put(service, "shimx64.efi")
+    assert (await service.get(f"/{DASHED}/shimx64.efi")).text == "shimx64.efi"

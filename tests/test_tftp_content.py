@@ -245,6 +245,45 @@ async def test_a_template_that_fails_for_a_node_leaves_it_waiting_with_the_reaso
     assert [line["event"] for line in lines] == ["script.failed"]
 
 
+def with_loaders(bench: Bench) -> None:
+    """As an image that has its distribution's shim and GRUB."""
+    folder = bench.folder / "efi"
+    folder.mkdir()
+    image = bench.registry.images["debian-12"]
+    artefacts = dict(image.artefacts)
+    for role in ("shimx64", "grubx64"):
+        (folder / f"{role}.efi").write_text(f"{role} of the image")
+        size = (folder / f"{role}.efi").stat().st_size
+        artefacts[role] = Artefact(str(folder / f"{role}.efi"), size, "0" * 64)
+    images = {"debian-12": replace(image, artefacts=artefacts)}
+    bench.registry = replace(bench.registry, images=images)
+
+
+async def test_the_images_own_loaders_go_before_a_packages_and_behind_the_sites(
+    bench: Bench, tmp_path: Path
+) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    for name in ("shimx64.efi.signed", "grubnetx64.efi.signed", "mmx64.efi.signed"):
+        (package / name).write_text("of a package")
+    bench.contents = replace(bench.contents, files=LoaderFiles([bench.tftp, package]))
+    assert (await bench.get(f"{DASHED}/shimx64.efi")).data == b"of a package"
+    with_loaders(bench)
+
+    shim = await bench.get(f"{DASHED}/shimx64.efi")
+    assert (shim.name, shim.data) == ("shimx64.efi", b"shimx64 of the image")
+    assert shim.stage is Stage.LOADER
+    assert (await bench.get(f"{DASHED}//grubx64.efi")).data == b"grubx64 of the image"
+    assert (await bench.get(f"{DASHED}/mmx64.efi")).data == b"of a package"
+    assert (await bench.get("52-54-00-99-99-99/shimx64.efi")).data == b"of a package"
+    bench.link[HERE] = MAC
+    assert (await bench.get("//grubx64.efi")).data == b"grubx64 of the image"
+
+    (bench.tftp / "grubx64.efi").write_text("of the site")
+    assert (await bench.get(f"{DASHED}/grubx64.efi")).data == b"of the site"
+    bench.contents.files.close()
+
+
 @given(st.binary(max_size=60))
 def test_no_name_that_is_refused_shows_a_token(rest: bytes) -> None:
     for name in (b"b/" + TOKEN + rest, b"/x/b//" + TOKEN + b"/" + rest, rest + TOKEN):

@@ -6,6 +6,7 @@ answer is the same, and holds a token under the same conditions as the iPXE scri
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -19,6 +20,7 @@ from bootd.loaders import GrubConfig, PxelinuxConfig
 from bootd.methods import Machine
 from bootd.model import (
     Arch,
+    Artefact,
     BootPlan,
     BootTarget,
     Mac,
@@ -114,6 +116,23 @@ def kind_of(node: Node | None) -> Kind:
     if node is not None and grub.uses(node):
         return GRUB
     return PXELINUX if node is not None and pxelinux.uses(node) else IPXE
+
+
+_OF_IMAGES: Final = re.compile(r"(shim|grub|mm)(?:net)?(x64|aa64)\.efi(?:\.signed)?")
+
+
+def of_the_image(
+    gate: Gate, registry: Registry, name: str, mac: Mac | None, peer: IPv4Address
+) -> Artefact | None:
+    """The boot loader or companion of that name from the image of whoever asks: Secure Boot's
+    chain is of one distribution. None where the image has none, or is for booting nodes only."""
+    found = _OF_IMAGES.fullmatch(name)
+    mac = mac if mac is not None or found is None else gate.machine(registry, peer)
+    node = _node(registry, mac) if mac is not None else None
+    image = registry.images.get(node.image or "") if node is not None else None
+    if found is None or image is None or image.secret:
+        return None
+    return image.artefacts.get(f"{found[1]}{found[2]}")
 
 
 def of_the_site(target: Target) -> tuple[str, ...]:

@@ -152,6 +152,10 @@ class LoaderFiles:
             flight.add_done_callback(lambda done: self._landed(names, done))
         return await asyncio.shield(flight)
 
+    def is_own(self, file: LoadedFile) -> bool:
+        """True for a file of the first folder: the site's own, not a package's."""
+        return file.path.startswith(f"{self.search[0]}/")
+
     def peek(self, *names: str) -> LoadedFile | None:
         """What is in memory for the first of these names that is; the disk is not asked."""
         return next((file for path in self._paths(names) if (file := self._known.get(path))), None)

@@ -30,7 +30,7 @@ from bootd.loaders import (
     PxelinuxConfig,
     Static,
 )
-from bootd.model import Image, Mac, Node, ServerAddress, TlsSettings
+from bootd.model import Artefact, Image, Mac, Node, ServerAddress, TlsSettings
 from bootd.overlay.cache import OverlayCache
 from bootd.overlay.template import RenderError
 from bootd.registry import Registry
@@ -125,12 +125,23 @@ class Contents:
                 text = scripts.autoexec(request.server, mac)
                 return Content("autoexec.ipxe", text.encode(), mac, None)
             case Loader(name, mac):
-                return await _load(self.files, loaders.candidates(name), mac)
+                return await self._loader(request, name, mac)
             case Static(name):
                 return await _load(self.files, (name,), None)
             case PxelinuxConfig() | GrubConfig():
                 return await self._config(request, target)
         raise Missing(target.reason, path, ErrorCode.ACCESS_VIOLATION, None, optional=False)
+
+    async def _loader(self, request: Request, name: str, mac: Mac | None) -> Content:
+        """The site's own file, else the one of the node's image, else a package's."""
+        own = configs.of_the_image(self.gate, request.registry, name, mac, request.peer)
+        if own is None:
+            return await _load(self.files, loaders.candidates(name), mac)
+        with suppress(files.NotFound, files.Refused):
+            loaded = await self.files.get(*loaders.candidates(name))
+            if self.files.is_own(loaded):
+                return Content(name, loaded.data, mac)
+        return await self._of_image(request.registry, own, name, mac, Stage.LOADER)
 
     async def _config(self, request: Request, target: configs.Target) -> Content:
         """The site's own file where there is one, for the machine or for all; else ours."""
@@ -172,11 +183,19 @@ class Contents:
         stage = _STAGES.get(role)
         if found is None or stage is None:
             raise Missing("not-found", _shown(role), ErrorCode.NOT_FOUND, mac, optional=False)
-        name = found.path.removeprefix(f"{images_folder(registry)}/")
-        loaded = await _load(self.images, (name,), mac)
+        return await self._of_image(registry, found, role, mac, stage)
+
+    async def _of_image(
+        self, registry: Registry, found: Artefact, name: str, mac: Mac | None, stage: Stage
+    ) -> Content:
+        path = found.path.removeprefix(f"{images_folder(registry)}/")
+        try:
+            loaded = await _load(self.images, (path,), mac)
+        except Missing as missing:
+            raise Missing(missing.reason, name, missing.code, mac, optional=False) from None
         if len(loaded.data) != found.size:
-            raise Missing("damaged", role, ErrorCode.UNDEFINED, mac, optional=False)
-        return Content(role, loaded.data, mac, stage)
+            raise Missing("damaged", name, ErrorCode.UNDEFINED, mac, optional=False)
+        return Content(name, loaded.data, mac, stage)
 
     async def _system(self, request: Request, token: str, node: Node, boot: Boot) -> Content:
         if self.overlays is None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Final
 
-from bootd import files, loaders, scripts
+from bootd import configs, files, loaders, scripts
 from bootd.boots.timeline import Boot, Stage
 from bootd.http import recode
 from bootd.http.answer import (
@@ -131,7 +132,7 @@ async def shared(site: Site, asked: Asked, target: loaders.Target) -> Answer:
         case loaders.Loader(name, mac):
             if loaders.leaves_arch_open(name):
                 name = loaders.for_arch(name, _arch(site, asked))
-            return await loaded(site, asked, loaders.candidates(name), mac)
+            return await _loader(site, asked, name, mac)
         case loaders.Static(path):
             return await loaded(site, asked, (path,), None)
         case loaders.Autoexec(mac):
@@ -139,6 +140,21 @@ async def shared(site: Site, asked: Asked, target: loaders.Target) -> Answer:
             return Answer(body=(text.encode(),), mac=mac)
         case _:
             raise NotFound("there is no such file")
+
+
+async def _loader(site: Site, asked: Asked, name: str, mac: Mac | None) -> Answer:
+    """The site's own file, else the one of the node's image, else a package's."""
+    own = configs.of_the_image(site.gate, asked.registry, name, mac, asked.peer)
+    names = loaders.candidates(name)
+    if own is None:
+        return await loaded(site, asked, names, mac)
+    with suppress(files.NotFound, files.Refused):
+        if site.files.is_own(await site.files.get(*names)):
+            return await loaded(site, asked, names, mac)
+    answer = await _opened(site, asked, own)
+    answer.type = content_type(name)
+    _count(site, asked, answer, name, mac)
+    return answer
 
 
 def _arch(site: Site, asked: Asked) -> int:
@@ -170,10 +186,15 @@ async def loaded(site: Site, asked: Asked, names: tuple[str, ...], mac: Mac | No
         modified=http_date(file.mtime),
         cache=REVALIDATE,
     )
+    _count(site, asked, answer, names[0], mac)
+    return answer
+
+
+def _count(site: Site, asked: Asked, answer: Answer, name: str, mac: Mac | None) -> None:
+    """A loader that goes out is a step of its machine's boot."""
     boot = site.followed(asked, mac) if mac is not None else None
     if boot is not None:
         answer.step = site.boots.begin(
-            boot.mac, Stage.LOADER, asked.now, detail=f"http {names[0]}", size=answer.size
+            boot.mac, Stage.LOADER, asked.now, detail=f"http {name}", size=answer.size
         )
         answer.mac, answer.node, answer.boot = boot.mac, boot.node, boot.id
-    return answer
