@@ -14,6 +14,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from bootd import loaders
+from bootd.boots.timeline import Stage
 from bootd.boots.tokens import Claims, mint
 from bootd.http.routes import (
     FIXED,
@@ -476,6 +477,31 @@ async def test_a_refusal_is_logged_with_its_reason_and_the_service_goes_on(
     (line,) = [line for line in lines if line["event"] == "http.refused"]
     assert (line["outcome"], line["route"], line["peer"]) == ("forged", "system", "127.0.0.1")
     assert (await service.get("/healthz")).status == 200
+
+
+async def test_a_refusal_stands_in_the_timeline_of_the_boot_that_it_held_up(
+    service: Service,
+) -> None:
+    """And in the log under the node's name; but a stranger cannot write into the timeline."""
+    boot = service.discover()
+    token = await service.token()
+    service.discover()
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        await service.get(f"/b/{token}/system")
+        await service.get(f"/system/{DASHED}")
+        await service.get(f"/runtime/{DASHED}", source=ELSEWHERE)
+
+    refused = [line for line in lines if line["event"] == "http.refused"]
+    assert [(line["node"], line["mac"], line["outcome"]) for line in refused] == [
+        ("n001", MAC, "other-boot"), ("n001", MAC, "not-switched"), ("n001", MAC, "no-key"),
+    ]  # fmt: skip
+    now = service.boots.of(MAC)
+    assert now is not None
+    assert now is not boot
+    noted = [(step.detail, step.outcome) for step in now.steps if step.outcome != "ok"]
+    assert noted == [("system", "other-boot"), ("system", "not-switched")]
+    assert now.stage is Stage.DHCP
 
 
 async def test_a_flood_of_refusals_does_not_flood_the_log(service: Service) -> None:

@@ -17,11 +17,13 @@ from bootd.registry import Registry
 
 
 class Shut(Exception):
-    """A token that opens nothing for this client now; `reason` is one of `window.SENTENCES`."""
+    """A token that opens nothing for this client now; `reason` is one of `window.SENTENCES`, `mac`
+    the machine that it was signed for, where it was signed here."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, mac: Mac | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.mac = mac
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Gate:
             raise Shut(error.reason) from None
         node = registry.by_mac.get(claims.mac)
         if node is None:
-            raise Shut("unknown-node")
+            raise Shut("unknown-node", claims.mac)
         boot = self.boots.of(claims.mac)
         until = claims.expires - self.boots.offset
         if boot is None or self.boots.missed(boot, claims.boot_id, until):
@@ -75,5 +77,5 @@ class Gate:
             boot.address = claims.address
         reason = window.admit(boot, claims, peer, self.link(registry, claims.mac, peer), now)
         if reason:
-            raise Shut(reason)
+            raise Shut(reason, claims.mac)
         return node, boot

@@ -46,10 +46,11 @@ class Refusal(Exception):
 
     `reason` is one word for log and metrics, `sentence` is for the client; neither may hold a
     secret. `headers` are added to the answer. Where it is `quiet`, only debugging logs it: firmware
-    tries whether there is such a file.
+    tries whether there is such a file. `mac` is whose request it was, where the path does not say.
     """
 
     quiet = False
+    mac: Mac | None = None
 
     def __init__(
         self, status: int, reason: str, sentence: str, headers: Mapping[str, str] = EMPTY

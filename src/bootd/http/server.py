@@ -27,13 +27,14 @@ from bootd.boots.unknown import Unknown
 from bootd.files import LoaderFiles
 from bootd.http.access import AccessLog
 from bootd.http.admission import Admission
-from bootd.http.answer import TEXT, Answer, Asked, Refusal
+from bootd.http.answer import Answer, Asked, Refusal
 from bootd.http.deliver import deliver
 from bootd.http.events import Events
 from bootd.http.handlers.admin import page
 from bootd.http.handlers.boot import part
 from bootd.http.handlers.configs import config
 from bootd.http.handlers.files import blob, public, shared
+from bootd.http.handlers.refusals import refused
 from bootd.http.handlers.runtime import runtime
 from bootd.http.handlers.script import script
 from bootd.http.handlers.sitefiles import site_file
@@ -200,6 +201,7 @@ class HttpServer:
             # aiohttp takes its limit twice, and 0 for none at all.
             await self._http.shutdown(LAST_MOMENT)
         self._site.own_files.close()
+        self._sender.close()
         self._disk.shutdown(wait=False, cancel_futures=True)
 
     # ---- one request -----------------------------------------------------------------------------
@@ -258,11 +260,12 @@ class HttpServer:
             _refuse_method(request, asking)
             return await self._answer(asked, asking)
         except Refusal as refusal:
-            return _refused(refusal)
+            return refused(self._site, asked, asking, refusal)
         except Exception:
             metrics.EXCEPTIONS.labels("http").inc()
             log.exception("http.fault", route=type(asking).__name__)
-            return _refused(Refusal(500, "fault", "something went wrong here"))
+            fault = Refusal(500, "fault", "something went wrong here")
+            return refused(self._site, asked, asking, fault)
 
     async def _answer(self, asked: Asked, asking: Route) -> Answer:
         site = self._site
@@ -320,17 +323,6 @@ def _refuse_method(request: web.BaseRequest, asking: Route) -> None:
         raise Refusal(
             405, "method", f"only {' and '.join(allowed)} here", {"Allow": ", ".join(allowed)}
         )
-
-
-def _refused(refusal: Refusal) -> Answer:
-    return Answer(
-        body=(f"{refusal.sentence}\n".encode(),),
-        type=TEXT,
-        status=refusal.status,
-        headers=refusal.headers,
-        reason=refusal.reason,
-        quiet=refusal.quiet,
-    )
 
 
 @lru_cache(maxsize=4096)

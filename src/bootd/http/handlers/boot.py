@@ -44,7 +44,9 @@ def opened(site: Site, asked: Asked, token: str) -> tuple[Node, Boot]:
     try:
         return site.gate.enter(asked.registry, token, asked.peer, asked.now)
     except Shut as shut:
-        raise Denied(shut.reason, window.SENTENCES[shut.reason]) from None
+        denied = Denied(shut.reason, window.SENTENCES[shut.reason])
+        denied.mac = shut.mac
+        raise denied from None
 
 
 async def _system(site: Site, asked: Asked, token: str, node: Node, boot: Boot) -> Answer:
