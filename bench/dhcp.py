@@ -1,6 +1,7 @@
 """DHCP under load: bootd's answers a second, delays and losses against dnsmasq's, in one run.
 
     python bench/dhcp.py [--seconds 10] [--rounds 3] [--outstanding 100]
+    python bench/dhcp.py --load     while bootd sends files as well: bench/loaded.py
 
 Ten thousand machines (BIOS PXE) ask in a closed loop: each reply lets the next one ask. Then they
 all ask at once. Server and machines are in network namespaces joined by a veth pair, each on its
@@ -306,11 +307,16 @@ def main() -> None:
     parser.add_argument("--outstanding", type=int, default=100)
     parser.add_argument("--servers", default="dnsmasq,bootd")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--load", action="store_true", help="bench/loaded.py instead")
     parser.add_argument("--machines", metavar="INTERFACE", help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     if wanted.machines:
         machines(wanted.machines, wanted.seconds, wanted.outstanding)
         return
+    if wanted.load:
+        times = ["--seconds", str(wanted.seconds), "--rounds", str(wanted.rounds)]
+        script = Path(__file__).with_name("loaded.py")
+        sys.exit(subprocess.run([sys.executable, script, *times], check=False).returncode)
     if os.geteuid() != 0:
         sys.exit("bench/dhcp.py makes network namespaces: run it as root")
     for program in ("ip", "dnsmasq", "taskset"):
@@ -332,6 +338,9 @@ def median(rounds: list[dict[str, Any]]) -> dict[str, float]:
         for name in ("rate", "p50", "p99", "cpu", "peak", "lost")
     }
     figures["burst"] = statistics.median(found["burst"]["lost"] for found in rounds)
+    for name in ("rate", "p99"):
+        values = [found[name] for found in rounds]
+        figures[f"{name}_least"], figures[f"{name}_most"] = min(values), max(values)
     return figures
 
 
@@ -343,6 +352,11 @@ def table(figures: dict[str, dict[str, float]]) -> str:
     lines += [
         f"{server:10} {found['rate']:10.0f} {found['p50']:8.2f} {found['p99']:8.2f}"
         f" {found['cpu']:8.1f} {found['peak']:8.1f} {found['lost']:13.0f} {found['burst']:23.0f}"
+        for server, found in figures.items()
+    ]
+    lines += [
+        f"{server:10} replies/s {found['rate_least']:.0f} to {found['rate_most']:.0f},"
+        f" p99 {found['p99_least']:.2f} to {found['p99_most']:.2f} ms"
         for server, found in figures.items()
     ]
     if {"bootd", "dnsmasq"} <= figures.keys():
