@@ -170,3 +170,119 @@ def test_the_running_daemon_is_told_and_what_it_says_is_passed_on(
     result = imported()
 
     assert (result.exit_code, says in result.output) == (code, True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A root that boots, in small."""
+    folder = tmp_path / "root"
+    (folder / "sbin").mkdir(parents=True)
+    (folder / "sbin/init").write_text("#!/bin/sh\n")
+    (folder / "sbin/init").chmod(0o755)
+    return folder
+
+
+def test_a_folder_is_imported_and_its_warnings_are_told(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "nodes.yaml").write_text(
+        """nodes:
+  n1: {mac: "52:54:00:00:00:01", image: x, resources: {memory: 64}}
+  n2: {mac: "52:54:00:00:00:02", image: x, resources: {memory: 128}}
+  n3: {mac: "52:54:00:00:00:03", image: x, resources: {memory: 64G}}
+"""
+    )
+
+    result = run("import", "x", str(folder), "--kernel", str(tmp_path / "k"))
+
+    assert result.exit_code == 0
+    assert "3 files, 0 MB" in result.stderr
+    assert "a node holds" in result.stdout
+    assert "warning: node n1 (and 1 other node) has 64 MiB of memory" in result.stderr
+    assert "method initramfs needs 257 MiB" in result.stderr
+    (made,) = listed(run)
+    assert made["nodes"] == ["n1", "n2", "n3"]
+    assert "3 (n1, …)" in run("list").stdout
+    assert "root      of unknown kind, 3 files" in run("show", "x").stdout
+
+
+def test_one_command_goes_back_and_gc_keeps_what_is_used(
+    run: Run, imported: Run, tmp_path: Path
+) -> None:
+    for _ in range(4):
+        imported()
+    names = [str(g["generation"]) for g in listed(run)]
+    (tmp_path / "nodes.yaml").write_text(
+        f'nodes: {{n1: {{mac: "52:54:00:00:00:01", image: debian@{names[0]}}}}}\n'
+    )
+
+    assert run("activate", "debian", "--previous").stdout.startswith(f"active: debian {names[2]}")
+    both = run("activate", "debian", names[0], "--previous")
+    refused = run("delete", "debian", names[0])
+    dry = json.loads(run("gc", "--keep", "1", "--dry-run", "--json").stdout)
+    gone = run("gc", "--keep", "1")
+
+    assert (both.exit_code, "but not both" in both.stderr) == (2, True)
+    assert (refused.exit_code, "node n1 names it" in refused.stderr) == (2, True)
+    assert [entry["generation"] for entry in dry] == [names[1]]
+    assert f"removed: debian {names[1]}, 25 B\n1 generation, 25 B" in gone.stdout
+    assert [g["generation"] for g in listed(run)] == [names[0], *names[2:]]
+
+
+def test_nothing_is_removed_while_the_configuration_has_faults(
+    run: Run, imported: Run, tmp_path: Path
+) -> None:
+    imported()
+    imported()
+    (tmp_path / "nodes.yaml").write_text("nodes: {n1: {mac: zz}}\n")
+
+    for words in (("gc", "--keep", "1"), ("delete", "debian", str(listed(run)[0]["generation"]))):
+        result = run(*words)
+        assert result.exit_code == 1
+        assert "cannot be told while the configuration has faults" in result.stderr
+    assert len(listed(run)) == 2
+    assert listed(run)[0]["nodes"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("import", "x", "/absent"), "there is nothing of that name"),
+        (("import", "x", "ROOT", "--max-size", "much"), "'much' is not a size"),
+        (("import", "x", "ROOT", "--exclude", "../x"), "a path from the root has no .."),
+        (("import", "x", "ROOT", "--excludes", "/absent"), "No such file"),
+        (("import", "x", "ROOT", "--initramfs", "i"), "--initramfs goes with --kernel"),
+        (("import", "x", "ROOT", "--kernel", "ROOT/sbin/init"), "does not begin as a kernel"),
+        (("exec", "x"), "Missing argument"),
+        (("exec", "absent", "--", "true"), "there is no image 'absent'"),
+        (("shell", "debian"), "has no root to work in"),
+        (("exec", "debian", "--node", "nobody", "--", "true"), "there is no node nobody"),
+        (("gc", "--keep", "0"), "0 is not in the range"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_and_changes_nothing(
+    words: tuple[str, ...], says: str, run: Run, imported: Run, folder: Path
+) -> None:
+    imported()
+    before = listed(run)
+
+    result = run(*(word.replace("ROOT", str(folder)) for word in words))
+
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert listed(run) == before
+
+
+def test_the_profiles_of_suites_are_listed(run: Run) -> None:
+    assert "hpc" in run("profiles").stdout
+    assert {p["name"] for p in json.loads(run("profiles", "--json").stdout)} >= {"minimal", "hpc"}
+
+
+def test_a_source_date_that_is_none_is_refused(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+
+    result = run("import", "x", str(folder))
+
+    assert (result.exit_code, "no seconds since 1970" in result.stderr) == (2, True)

@@ -136,6 +136,27 @@ def arguments(choice: Choice, image: Image) -> tuple[str, ...]:
     return (f"rdinit={image.init or '/sbin/init'}",)
 
 
+def short_of_memory(node: Node, image: Image) -> str:
+    """What `node` lacks to boot `image`, where its files say how much memory it has; else empty."""
+    machine = _known(node, NOBODY)
+    try:
+        choice = choose(node, image)
+    except MethodError:
+        return ""
+    if not machine.memory or image.archive is None or choice.staged:
+        return ""
+    if choice.method is Method.SQUASHFS:
+        needed = (image.squashfs.size if image.squashfs is not None else 0) + SPARE
+    else:
+        needed = _for_initramfs(image, image.archive.size)
+    if machine.memory << 20 >= needed:
+        return ""
+    return (
+        f"has {machine.memory} MiB of memory ({machine.said_by}), method {choice.method.value} "
+        f"needs {_mib(needed)}"
+    )
+
+
 def _known(node: Node, machine: Machine) -> Machine:
     """`machine`, with the memory that the node's files say (``16384``, ``16G``) where it did not
     say it itself."""
@@ -197,13 +218,18 @@ def _mib(size: int) -> str:
     return f"{-(-size >> 20)} MiB"
 
 
+def _for_initramfs(image: Image, packed: int) -> int:
+    """Bytes of memory. Unpacking needs both at once, and a tmpfs takes at most half of it."""
+    unpacked = image.unpacked or 4 * packed
+    return max(2 * unpacked, unpacked + packed + SPARE)
+
+
 def _by_size(image: Image, packed: int, machine: Machine) -> tuple[Method, str]:
     """For an image that boots either way."""
     unpacked = image.unpacked or 4 * packed
     takes = f"{_mib(unpacked)} unpacked"
     if machine.memory:
-        # Unpacking needs both at once, and a tmpfs takes at most half of the memory.
-        needed = max(2 * unpacked, unpacked + packed + SPARE)
+        needed = _for_initramfs(image, packed)
         has = f"its {machine.memory} MiB of memory ({machine.said_by})"
         if machine.memory << 20 >= needed:
             return Method.INITRAMFS, f"{has} are enough for the root in RAM, {takes}"

@@ -275,7 +275,7 @@ def test_a_suite_is_made_changed_rolled_back_and_cleared(site: Site, tmp_path: P
     assert (failed.returncode, "ended with 7" in failed.stderr) == (1, True)
     assert nothing.stdout.startswith("cluster\n")
     assert "nothing was changed" in nothing.stdout
-    assert view.stdout == "n001"
+    assert view.stdout.strip() == "n001"
     (tmp_path / "seen").write_text("bound")
     bound = site.run("exec", "x", "--bind", f"{tmp_path}:/mnt:ro", "--", "cat", "/mnt/seen")
     assert bound.stdout.startswith("bound")

@@ -21,6 +21,7 @@ from bootd.cli.imagecommon import (
     describe,
     errors,
     in_use,
+    registry_of,
     settings_of,
     store_of,
     tell_daemon,
@@ -28,7 +29,6 @@ from bootd.cli.imagecommon import (
 
 if TYPE_CHECKING:
     from bootd.image.store import Generation
-    from bootd.registry import Registry
 
 
 @click.group()
@@ -96,7 +96,7 @@ def _who_boots(
     config: str, generations: list[Generation]
 ) -> dict[tuple[str, str], list[str] | None]:
     """The nodes that would be given each generation; None where the configuration has faults."""
-    registry = _registry(config)
+    registry = registry_of(config)
     found: dict[tuple[str, str], list[str] | None]
     if registry is None:
         return {(g.name, g.generation): None for g in generations}
@@ -108,16 +108,6 @@ def _who_boots(
         if nodes is not None:
             nodes.append(node.name)
     return found
-
-
-def _registry(config: str) -> Registry | None:
-    from bootd.config.load import load
-    from bootd.model import ConfigError
-
-    try:
-        return load(config, patience=0.0)
-    except ConfigError:
-        return None
 
 
 @image.command()
@@ -196,7 +186,7 @@ def delete(config: str, name: str, generation: str) -> None:
     with errors():
         known = {g.generation: g.active for g in store.generations(name)}
         if known.get(generation) is False:
-            why = in_use(config, name).get(generation)
+            why = in_use(config).get((name, generation))
             if why is not None:
                 raise WrongInput(f"generation {generation} of image {name} is in use: {why}")
         store.delete(name, generation)
@@ -224,9 +214,10 @@ def gc(config: str, name: str | None, keep: int | None, dry_run: bool, as_json: 
     number = keep if keep is not None else settings_of(config).images.keep
     gone: list[dict[str, Any]] = []
     with errors():
+        used = in_use(config)
         for one in [name] if name else list(store.images()):
-            used = in_use(config, one)
-            for generation in store.old(one, number, used):
+            mine = [generation for image, generation in used if image == one]
+            for generation in store.old(one, number, mine):
                 if not dry_run:
                     store.delete(one, generation.generation)
                 gone.append(describe(generation))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bootd.image.disk import Progress
     from bootd.image.store import ImageStore
     from bootd.model import Settings
+    from bootd.registry import Registry
 
 
 def store_of(config: str) -> ImageStore:
@@ -145,16 +146,16 @@ def tell_daemon(config: str) -> None:
     click.echo("the daemon has reloaded: nodes that boot now get it")
 
 
-def in_use(config: str, name: str) -> dict[str, str]:
-    """The generations of image `name` that must stay, each with the reason: what nodes name, what
-    the daemon gives out, and what boots in progress are fetching.
+def in_use(config: str) -> dict[tuple[str, str], str]:
+    """The generations that must stay, by image and generation, each with the reason: what nodes
+    name, what the daemon gives out, and what boots in progress are fetching.
 
     Raises `Failure` where that cannot be known.
     """
     from bootd.config.load import load
     from bootd.model import ConfigError
 
-    reasons: dict[str, str] = {}
+    reasons: dict[tuple[str, str], str] = {}
     try:
         nodes = load(config).nodes.values()
     except ConfigError as error:
@@ -164,14 +165,24 @@ def in_use(config: str, name: str) -> dict[str, str]:
         ) from error
     for node in nodes:
         image, _, generation = (node.image or "").partition("@")
-        if image == name and generation:
-            reasons.setdefault(generation, f"node {node.name} names it")
+        if generation:
+            reasons.setdefault((image, generation), f"node {node.name} names it")
     client = client_for(config)
     if Path(client.path).exists():
         for used in client.get("images"):
-            if used["name"] == name:
-                reasons.setdefault(str(used["generation"]), str(used["why"]))
+            reasons.setdefault((str(used["name"]), str(used["generation"])), str(used["why"]))
     return reasons
+
+
+def registry_of(config: str) -> Registry | None:
+    """What the configuration says, or None where it has faults."""
+    from bootd.config.load import load
+    from bootd.model import ConfigError
+
+    try:
+        return load(config, patience=0.0)
+    except ConfigError:
+        return None
 
 
 def counted(number: int, what: str) -> str:

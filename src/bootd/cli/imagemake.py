@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from bootd.cli.common import WrongInput, json_option, print_json, size, table
-from bootd.cli.imagecommon import errors, settings_of, shown_progress, store_of, tell_daemon, tidy
+from bootd.cli.imagecommon import (
+    counted,
+    errors,
+    registry_of,
+    settings_of,
+    shown_progress,
+    store_of,
+    tell_daemon,
+    tidy,
+)
 from bootd.text import escape
 
 if TYPE_CHECKING:
@@ -162,7 +172,7 @@ def _patterns(path: str | None) -> tuple[str, ...]:
 
 
 def _imported(config: str, made: Image, no_activate: bool) -> None:
-    report(made)
+    report(config, made)
     if no_activate:
         click.echo(
             f"not active; `bootd image activate {made.name} {made.generation}` lets nodes boot it"
@@ -171,8 +181,8 @@ def _imported(config: str, made: Image, no_activate: bool) -> None:
     tell_daemon(config)
 
 
-def report(made: Image) -> None:
-    """What was made, in a few lines; warnings on stderr."""
+def report(config: str, made: Image) -> None:
+    """What was made, in a few lines; warnings on stderr, also for nodes with too little memory."""
     total = size(sum(artefact.size for artefact in made.files()))
     version = f", kernel {made.kernel_version}" if made.kernel_version else ""
     click.echo(f"imported {made.name} {made.generation}: {total}{version}")
@@ -182,8 +192,25 @@ def report(made: Image) -> None:
             f"a node holds {size(made.unpacked)} of it in memory by method initramfs, and "
             f"{size(need)} while it unpacks"
         )
-    for warning in made.warnings:
+    for warning in (*made.warnings, *_too_small(config, made)):
         click.echo(f"warning: {escape(warning)}", err=True)
+
+
+def _too_small(config: str, made: Image) -> Iterator[str]:
+    """The nodes that boot this image, and whose files say that they have too little memory."""
+    from bootd.methods import short_of_memory
+
+    registry = registry_of(config)
+    short = {
+        node.name: why
+        for node in (registry.nodes.values() if registry is not None else ())
+        if node.image in (made.name, f"{made.name}@{made.generation}")
+        and (why := short_of_memory(node, made))
+    }
+    if short:
+        name, why = next(iter(short.items()))
+        others = f" (and {counted(len(short) - 1, 'other node')})" if len(short) > 1 else ""
+        yield f"node {name}{others} {why}"
 
 
 @click.command()

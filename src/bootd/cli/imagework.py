@@ -171,7 +171,7 @@ def _change(
                 )
             draft.finish(f"{name}@{base.generation}, {said[:200]}", contents, activate=activate)
         made = store.image(name, draft.generation)
-    report(made)
+    report(config, made)
     if activate:
         tell_daemon(config)
     else:

@@ -76,6 +76,8 @@ def import_source(
             f"image {name}: owners and device nodes of {source.label} can only be kept by root: "
             "run it as root"
         )
+    _excludes(wish.excludes)  # what was typed wrong is told before minutes of work
+    _check_kernel(wish)
     with sentences(name), store.draft(name, now) as draft:
         root = make_root(source, draft.work, wish.source, progress, say)
         if Path(store.root).resolve().is_relative_to(root):
@@ -99,7 +101,7 @@ def build(
     `carry` are kernels of the generation that the root was made from: those whose modules are still
     there stay, also where the files in /boot were left out. Raises `ImageError` and `OSError`.
     """
-    excludes = Excludes((*ALWAYS, *wish.excludes, *_own_excludes(root)))
+    excludes = _excludes((*ALWAYS, *wish.excludes, *_own_excludes(root)))
     found = survey(root, excludes)
     say(f"{found.files} files, {found.size / 1e6:.0f} MB")
     inside = look(root)
@@ -130,6 +132,13 @@ def build(
         tools=_versions(),
         excludes=excludes.patterns,
     )
+
+
+def _excludes(patterns: tuple[str, ...]) -> Excludes:
+    try:
+        return Excludes(patterns)
+    except ExcludeError as error:
+        raise ImageInputError(f"--exclude: {error}") from None
 
 
 def _own_excludes(root: Path) -> tuple[str, ...]:
@@ -198,31 +207,39 @@ def _from_root(root: Path, folder: Path, found: FoundKernel, progress: Progress)
         )
 
 
-def _given(folder: Path, wish: Wish, progress: Progress) -> KernelFiles | None:
+def _check_kernel(wish: Wish) -> str | None:
+    """The version of the kernel that was given; None without one. Raises `ImageInputError`."""
     if wish.kernel is None:
         if wish.initramfs is not None:
             raise ImageInputError("--initramfs goes with --kernel")
         return None
+    with open_source("kernel", Path(wish.kernel)) as kernel:
+        head = kernel.read(header.HEADER_BYTES)
+    if not header.is_kernel(head):
+        raise ImageInputError(f"{wish.kernel}: does not begin as a kernel does")
+    if wish.initramfs is not None:
+        with open_source("initramfs", Path(wish.initramfs)) as initramfs:
+            if not header.is_initramfs(initramfs.read(16)):
+                raise ImageInputError(f"{wish.initramfs}: does not begin as an initramfs does")
+    version = header.version(head) or Path(wish.kernel).name.partition("-")[2] or "given"
+    try:
+        return safe_name(version, "kernel version")
+    except ValueError as error:
+        raise ImageInputError(f"{wish.kernel}: {error}") from None
+
+
+def _given(folder: Path, wish: Wish, progress: Progress) -> KernelFiles | None:
+    version = _check_kernel(wish)
+    if version is None or wish.kernel is None:
+        return None
     with contextlib.ExitStack() as stack:
         kernel = stack.enter_context(open_source("kernel", Path(wish.kernel)))
-        head = kernel.read(header.HEADER_BYTES)
-        kernel.seek(0)
-        if not header.is_kernel(head):
-            raise ImageInputError(f"{wish.kernel}: does not begin as a kernel does")
         initramfs = None
         can: tuple[str, ...] = ()
         if wish.initramfs is not None:
             initramfs = stack.enter_context(open_source("initramfs", Path(wish.initramfs)))
-            if not header.is_initramfs(initramfs.read(16)):
-                raise ImageInputError(f"{wish.initramfs}: does not begin as an initramfs does")
-            initramfs.seek(0)
             can = features(initramfs)
             initramfs.seek(0)
-        version = header.version(head) or Path(wish.kernel).name.partition("-")[2] or "given"
-        try:
-            safe_name(version, "kernel version")
-        except ValueError as error:
-            raise ImageInputError(f"{wish.kernel}: {error}") from None
         return _copy(folder, version, kernel, initramfs, can, progress)
 
 
