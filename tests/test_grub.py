@@ -187,6 +187,15 @@ def test_each_step_is_tried_by_tftp_too_which_grub_before_2_12_needs() -> None:
     assert text.index("(http,10.0.0.1:9873)/b/") < text.index("(tftp,")
 
 
+def test_the_server_is_asked_before_initrds_as_grub_takes_a_refusal_for_the_file() -> None:
+    text = config()
+
+    ready = f"source '(http,10.0.0.1:9873)/b/{TOKEN}/ready'"
+    assert text.index("set bootd_ready=n") < text.index(ready) < text.index("initrd '(http")
+    assert grub.READY == "set bootd_ready=y\n"
+    assert "source" not in config(token=None)[: config(token=None).index("bootd_heard=y")]
+
+
 @pytest.mark.parametrize("tftp", [TftpSettings(enabled=False), TftpSettings(port=6969)])
 def test_tftp_is_left_out_where_grub_cannot_reach_it(tftp: TftpSettings) -> None:
     known = replace(registry(NODE), settings=Settings(tftp=tftp))
@@ -234,7 +243,8 @@ def test_a_configuration_ends_by_asking_again_and_never_calls_itself_deeper() ->
         end = text[text.index("set bootd_heard=y") :]
         assert end.startswith('set bootd_heard=y\nif [ "$bootd_asking" != y ]; then\n')
         assert end.rstrip().endswith("done\nfi")
-        assert "source" not in text[: text.index("set bootd_heard=y")]
+        others = re.findall(r"source \S+", text[: text.index("set bootd_heard=y")])
+        assert all(other.endswith("/ready'") for other in others)
 
 
 def hold(mac: Mac | None = MAC) -> str:

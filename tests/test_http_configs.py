@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bootd.boots.timeline import Stage
-from bootd.model import Arch
+from bootd.model import Arch, Overlay, OverlayEntry
 from tests.http_site import HERE, MAC, OTHER, SECRET, Service, artefact, serving
 
 DASHED = "52-54-00-12-34-56"
@@ -95,6 +95,27 @@ async def test_an_asset_key_may_be_said_in_the_query_and_is_not_logged(service: 
         assert "/b/" not in (await service.get(f"/grub/{DASHED}?assetkey=guess")).text
         assert "/b/" in (await service.get(f"/grub/{DASHED}?assetkey=blue-horse")).text
     assert "horse" not in str(lines)
+
+
+async def test_ready_is_said_only_where_the_initrds_would_be_given(service: Service) -> None:
+    boot = service.discover()
+    token = (await service.get("/grub/grub.cfg")).text.partition("/b/")[2].partition("/")[0]
+    steps = len(boot.steps)
+
+    assert (await service.get(f"/b/{token}/ready")).text == "set bootd_ready=y\n"
+    assert len(boot.steps) == steps
+
+    initramfs = Path(service.registry.images["debian"].artefacts["initramfs"].path)
+    initramfs.rename(initramfs.with_suffix(".away"))
+    gone = await service.get(f"/b/{token}/ready")
+    assert (gone.status, "bootd_ready=y" in gone.text) == (404, False)
+    initramfs.with_suffix(".away").rename(initramfs)
+
+    service.change(overlays_system=("broken",))
+    entry = OverlayEntry("etc/x", "template", 0o644, b"{{ nothing }}", source="x.j2")
+    broken = {"broken": Overlay("broken", (entry,), "d2")}
+    service.current.swap(replace(service.registry, overlays=broken))
+    assert (await service.get(f"/b/{token}/ready")).status == 500
 
 
 async def test_an_unknown_machine_waits_and_is_not_told_404(service: Service) -> None:

@@ -156,6 +156,9 @@ async def test_the_parts_of_a_boot_are_given_behind_its_token(bench: Bench) -> N
     initramfs = await bench.get(f"{DASHED}//b/{token}/initramfs")
     system = await bench.get(f"b/{token}/system")
 
+    ready = await bench.get(f"b/{token}/ready")
+
+    assert (ready.name, ready.data, ready.stage) == ("ready", b"set bootd_ready=y\n", None)
     assert (kernel.name, kernel.data, kernel.stage) == ("kernel", KERNEL, Stage.KERNEL)
     assert (initramfs.data, initramfs.stage) == (INITRAMFS, Stage.INITRAMFS)
     assert (system.name, system.mac, system.stage) == ("system", MAC, Stage.OVERLAY)

@@ -26,6 +26,9 @@ LOCAL: Final = "local.grub.cfg.j2"
 SHARED: Final = (CONFIG, HOLD, LOCAL)
 """The templates that every installation has."""
 MAX_COUNTDOWN: Final = 600
+READY: Final = "set bootd_ready=y\n"
+"""What a configuration sources before it loads initrds. GRUB's HTTP (2.12) takes the body of a
+refusal for the file: a kernel shows that it is none, an initrd does not."""
 TFTP_PORT: Final = 69
 """The only one that GRUB's file names can say."""
 

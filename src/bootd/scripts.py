@@ -117,7 +117,7 @@ def _urls(
         public = (role for role in image.artefacts if not image.secret)
         return urls | {role: f"{server.base}/{role}/{dashed(mac)}" for role in public}
     live = ["hook"] if choice.method is Method.SQUASHFS else []
-    roles = (*image.artefacts, "system", *live, "up", "fail")
+    roles = (*image.artefacts, "system", *live, "ready", "up", "fail")
     return urls | {role: f"{server.base}/b/{token}/{role}" for role in roles}
 
 

@@ -22,7 +22,7 @@ MAX_TARGET: Final = 4096
 
 ROLES: Final = ("kernel", "initramfs", "image", "squashfs")
 """Files of an image, as they are named in URLs."""
-PARTS: Final = (*ROLES, "system", "hook", "runtime", "up", "fail")
+PARTS: Final = (*ROLES, "system", "hook", "runtime", "ready", "up", "fail")
 """What stands behind ``/b/{token}/``."""
 STAGES: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from bootd import configs, files, loaders, scripts
+from bootd import configs, files, grub, loaders, scripts
 from bootd.boots.gate import Gate, Shut
 from bootd.boots.ownfiles import own_files
 from bootd.boots.timeline import Boot, Stage
@@ -172,6 +172,8 @@ class Contents:
             node, boot = self.gate.enter(registry, part.token, request.peer, request.now)
         except Shut as shut:
             raise Missing(shut.reason, _shown(part.part), _DENIED, None, optional=False) from None
+        if part.part == "ready":
+            return Content("ready", grub.READY.encode(), boot.mac, None)
         if part.part == "system":
             return await self._system(request, part.token, node, boot)
         return await self._artefact(registry, boot.image_of(registry, node), part.part, boot.mac)

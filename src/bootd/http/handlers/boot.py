@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from bootd import hooks, metrics
+from bootd import grub, hooks, metrics
 from bootd.boots import window
 from bootd.boots.gate import Shut
 from bootd.boots.ownfiles import own_files
@@ -32,6 +32,8 @@ async def part(site: Site, asked: Asked, route: BootPart) -> Answer:
         answer = await _hook(site, asked, route.token, node, boot)
     elif route.part == "runtime":
         answer = await _runtime(site, asked, node, boot)
+    elif route.part == "ready":
+        answer = await _ready(site, asked, node, boot)
     else:
         image = site.image_of(asked.registry, node, boot)
         answer = await artefact(site, asked, image, route.part, node, boot)
@@ -76,6 +78,19 @@ async def _hook(site: Site, asked: Asked, token: str, node: Node, boot: Boot) ->
             boot.mac, Stage.INITRAMFS, asked.now, detail=detail, size=answer.size
         )
     return answer
+
+
+async def _ready(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
+    """A line of GRUB's, where the initrds of this boot would be given now. Raises `Refusal`.
+
+    GRUB takes the body of a refusal for the file that it asked for: this it cannot mistake.
+    """
+    image = site.image_of(asked.registry, node, boot)
+    root = image.archive or image.artefacts.get("initramfs") if image is not None else None
+    if root is not None:
+        (await site.open(root)).close()
+    await overlay(site, asked, node, "system")
+    return Answer(body=(grub.READY.encode(),), type=TEXT)
 
 
 async def _runtime(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
