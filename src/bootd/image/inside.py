@@ -254,7 +254,8 @@ def _drivers(root: Path, found: FoundKernel) -> Iterator[str]:
     if len(missing) == len(_CARDS):
         yield (
             f"kernel {found.version} has a module for no common network card: nodes will be "
-            "without network (Ubuntu has them in linux-modules-extra, Debian in the kernel that is not -cloud)"
+            "without network (Ubuntu has them in linux-modules-extra, Debian in the kernel "
+            "that is not -cloud)"
         )
     elif missing:
         yield f"kernel {found.version} has no module for: {', '.join(missing)}"
