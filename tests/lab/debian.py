@@ -100,7 +100,9 @@ def ssh(
     """Run `command` as root on a node, and check that it shows the host key that bootd has for it.
     What it prints; `LabError` where it fails."""
     hosts = key.with_name(f"known_hosts-{node}")
-    own = next((server.state / "keys" / "ssh" / node).glob("*ed25519*.pub")).read_text()
+    own = run(
+        "ssh-keygen", "-y", "-f", str(server.state / "keys/ssh" / node / "ssh_host_ed25519_key")
+    )
     hosts.write_text(f"{address} {own}")
     return run(
         "ip", "netns", "exec", server.namespace,
