@@ -134,6 +134,15 @@ def test_a_renewal_with_another_authoritys_key_is_refused(
     assert "the key does not belong to the certificate" in done.output
 
 
+def test_a_folder_that_cannot_be_written_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tls").write_text("in the way")
+
+    done = run("init")
+
+    assert done.exit_code == 1
+    assert f"{tmp_path}/tls" in done.output
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

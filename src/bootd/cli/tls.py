@@ -66,7 +66,7 @@ _days_option = click.option(
 def init(
     config: str, addresses: tuple[str, ...], names: tuple[str, ...], days: int, force: bool
 ) -> None:
-    """Make a certificate authority, and with it a certificate for this server.
+    """Make an authority, and this server's certificate.
 
     The files go beside bootd.yaml, into tls/, or where http.tls says. Nothing is overwritten
     without --force: whoever trusts the old authority does not trust a new one.
@@ -101,7 +101,7 @@ def init(
 @_days_option
 @click.pass_obj
 def renew(config: str, addresses: tuple[str, ...], names: tuple[str, ...], days: int) -> None:
-    """Make a new server certificate with the authority that is there.
+    """Make a new certificate with the same authority.
 
     For when it ends, or the server has got another address. Clients notice nothing.
     """
@@ -208,7 +208,8 @@ def _told(files: _Files) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or files.certificate.parent
+        where = Path(error.filename or files.certificate)
+        where = where.parent if where.name.startswith(".") else where  # a temporary file
         raise Failure(f"{where}: {error.strerror or error}; are you root?") from error
 
 
