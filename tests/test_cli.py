@@ -115,6 +115,18 @@ def test_check_for_programs_is_json_both_ways(run: Run) -> None:
     assert json.loads(bad.stdout)["faults"]
 
 
+def test_check_warns_of_nodes_that_lack_an_asset_key(run: Run, tmp_path: Path) -> None:
+    switched = NODES.replace("boot: local,", "boot: local, security: warewulf,")
+    weak = run("check", nodes=switched)
+    assert "warning: n002: security: warewulf without an asset_key" in weak.output
+    assert "asset_key" not in run("check").output
+
+    settings = tmp_path / "bootd.yaml"
+    settings.write_text(settings.read_text() + "security: {asset_key: required}\n")
+
+    assert "warning: n[002-003]: without an asset_key" in run("check").output
+
+
 def explained(run: Run, *words: str) -> dict[str, Any]:
     result = run("explain", *words, "--server", "10.0.0.1", "--json")
     assert result.exit_code == 0, result.output

@@ -39,6 +39,7 @@ def check(config: str, as_json: bool) -> None:
     waiting = scripts.unbootable(registry)
     without = [node.name for node in registry.nodes.values() if not node.macs]
     loaders = _missing_loaders(registry)
+    weak = _keyless(registry)
     summary = {
         "ok": True,
         "faults": [],
@@ -46,6 +47,7 @@ def check(config: str, as_json: bool) -> None:
         "nodes_without_mac": without,
         "warnings": waiting,
         "loaders_missing": loaders,
+        "security": weak,
         "images": sorted(registry.images),
         "overlays": sorted(registry.overlays),
     }
@@ -60,12 +62,28 @@ def check(config: str, as_json: bool) -> None:
         click.echo(f"warning: {escape(sentence)}: it will wait, not boot")
     if len(waiting) > _SHOWN:
         click.echo(f"warning: and {len(waiting) - _SHOWN} more nodes")
-    for sentence in loaders:
+    for sentence in (*loaders, *weak):
         click.echo(f"warning: {escape(sentence)}")
     if without:
         from bootd.text import fold
 
         click.echo(f"without a MAC address, so never booted: {fold(without)}")
+
+
+def _keyless(registry: Registry) -> list[str]:
+    """What nodes without an asset key get, or do not get, where that is not what one would expect;
+    as sentences."""
+    from bootd import warewulf
+    from bootd.text import fold
+
+    keyless = [node for node in registry.nodes.values() if not node.asset_key]
+    if registry.settings.security.asset_key == "required":
+        names = [node.name for node in keyless]
+        what = "without an asset_key, which security.asset_key requires: they get no overlays"
+    else:
+        names = [node.name for node in keyless if warewulf.switched(node)]
+        what = "security: warewulf without an asset_key: a low source port is all that is asked"
+    return [f"{fold(names)}: {what}"] if names else []
 
 
 def _missing_loaders(registry: Registry) -> list[str]:
