@@ -254,6 +254,7 @@ class Daemon:
                 "drift": drift.run,
                 "templates": checking.Templates(current).run,
                 "lag": health.measure_lag,
+                "tidy": health.tidy,
             }
             return await self._live(runs | others, registry)
 
