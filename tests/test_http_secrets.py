@@ -413,6 +413,19 @@ async def test_a_node_with_an_asset_key_must_say_it(service: Service) -> None:
     assert "blue" not in asking + wrong + other + right
 
 
+async def test_who_has_not_said_all_that_its_node_names_is_asked_for_it(service: Service) -> None:
+    """Warewulf's scripts say no serial number; and an empty one is said."""
+    service.change(asset_key="horse", serial="CZ 1")
+    service.discover()
+    said = "assetkey=horse&uuid=0"
+
+    assert "serialhex=${serial:hexraw}" in (await service.get(f"{SCRIPT}?{said}")).text
+    assert "/b/" in (await service.get(f"{SCRIPT}?{said}&serial=CZ%201")).text
+    assert "/b/" in (await service.get(f"{SCRIPT}?{said}&serialhex={b'CZ 1 '.hex()}")).text
+    none = (await service.get(f"{SCRIPT}?{said}&serialhex=")).text
+    assert "its serial number is not the one of this node" in none
+
+
 async def test_where_asset_keys_are_required_a_node_without_one_gets_nothing(
     tmp_path: Path,
 ) -> None:

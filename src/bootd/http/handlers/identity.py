@@ -16,6 +16,10 @@ from bootd.warewulf import switched
 MAX_KEY: Final = 256
 """Characters of an asset key or serial number in a query that are looked at."""
 
+_ASSET: Final = frozenset(("assethex", "assetkey"))
+_UUID: Final = frozenset(("uuid",))
+_SERIAL: Final = frozenset(("serialhex", "serial"))
+"""What each is called in a query."""
 _SAID: Final[Mapping[str, str]] = MappingProxyType({**window.SENTENCES, **warewulf.SENTENCES})
 
 
@@ -24,10 +28,14 @@ def must_say(node: Node) -> bool:
     return bool(node.asset_key or node.uuid or node.serial)
 
 
-def has_said(asked: Asked) -> bool:
-    """Whether the machine has said what it knows: as `scripts.introduce` lets iPXE do it, or as
-    Warewulf's scripts and GRUB do."""
-    return "assethex=" in asked.query or "assetkey=" in asked.query
+def has_said(asked: Asked, node: Node) -> bool:
+    """Whether the machine has said what it knows, as far as `node` asks for it: as
+    `scripts.introduce` lets iPXE do it, or as Warewulf's scripts do."""
+    said = {field.partition("=")[0] for field in asked.query.split("&")}
+    wanted = [_ASSET]
+    wanted += [_UUID] if node.uuid else []
+    wanted += [_SERIAL] if node.serial else []
+    return all(said & names for names in wanted)
 
 
 def wrong(asked: Asked, node: Node) -> str:

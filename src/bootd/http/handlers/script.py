@@ -27,7 +27,7 @@ def script(site: Site, asked: Asked, mac: Mac) -> Answer:
         template = asked.registry.templates[scripts.LOCAL]
         text = scripts.render_local(node, mac, asked.server, template)
         return _answer(site, asked, mac, node, text, "local")
-    if _must_say_more(asked, node) and not identity.has_said(asked):
+    if _must_say_more(asked, node) and not identity.has_said(asked, node):
         text = scripts.introduce(asked.server, mac)
         return Answer(body=(text.encode(),), node=node.name, mac=mac, quiet=True)
     boot = site.boots.of(mac)
