@@ -2,8 +2,8 @@
 # dracut-network): a cmdline hook. root=bootd is ours; dracut brings the network up and calls
 # /sbin/bootdroot when it is, and the mount hook finds the root mounted.
 
-[ "$root" = bootd ] || root=$(getarg root=)
-if [ "$root" = bootd ]; then
+if [ "$(getarg root=)" = bootd ]; then
+    root=bootd
     rootok=1
     netroot=bootd
     cat > /bootd/root << 'END'
