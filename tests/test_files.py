@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import resource
@@ -99,6 +100,49 @@ async def test_what_is_in_memory_is_seen_without_the_disk(root: Path, store: Loa
     assert store.peek("x") is None
     loaded = await store.get("x")
     assert store.peek("nothing", "x") is loaded
+
+
+async def test_a_file_that_did_not_change_is_served_without_a_worker_thread(root: Path) -> None:
+    (root / "empty").mkdir()
+    (root / "x").write_bytes(b"one")
+    store = LoaderFiles([root / "empty", root])
+    loaded = await store.get("nothing", "x")
+    store.close()
+    assert await store.get("nothing", "x") is loaded
+
+
+async def test_what_changed_is_seen_however_it_was_looked_for(tmp_path: Path) -> None:
+    """In place, by a rename, by another file that now goes before it, or behind a link."""
+    own, packaged = tmp_path / "own", tmp_path / "packaged"
+    for folder in (own, packaged):
+        folder.mkdir()
+    (packaged / "x").write_bytes(b"one")
+    store = LoaderFiles([own, packaged])
+    assert (await store.get("x")).data == b"one"
+    assert (await store.get("x")).data == b"one"
+    (packaged / "x").write_bytes(b"in place")
+    assert (await store.get("x")).data == b"in place"
+    (packaged / "new").write_bytes(b"renamed")
+    (packaged / "new").replace(packaged / "x")
+    assert (await store.get("x")).data == b"renamed"
+    (own / "y").write_bytes(b"through a link")
+    (own / "x").symlink_to("y")
+    assert (await store.get("x")).data == b"through a link"
+    (own / "x").unlink()
+    assert (await store.get("x")).data == b"renamed"
+    store.close()
+
+
+async def test_a_kernel_that_cannot_tell_from_memory_is_asked_in_a_thread(
+    root: Path, store: LoaderFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> os.stat_result:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(files, "_cached_status", unknown)
+    (root / "x").write_bytes(b"one")
+    loaded = await store.get("x")
+    assert await store.get("x") is loaded
 
 
 @pytest.mark.parametrize("name", ["nothing", "folder/nothing", "file/below", "n" * 300])

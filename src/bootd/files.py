@@ -2,7 +2,8 @@
 
 A file is one immutable ``bytes`` per version (device, inode, size, times). Whoever holds a
 `LoadedFile` keeps that version to the end, whatever happens to the file meanwhile, and two thousand
-clients of one loader read the disk once. The disk is touched in worker threads only.
+clients of one loader read the disk once. The disk is touched in worker threads only; whether a file
+is still the one in memory is seen without, where the kernel can tell so from its own memory.
 """
 
 from __future__ import annotations
@@ -143,6 +144,9 @@ class LoaderFiles:
         Requests that meet share one look at the disk. Raises `NotFound`, or `Refused` where the
         first thing found may not be served.
         """
+        unchanged = self._unchanged(names)
+        if unchanged is not None:
+            return unchanged
         flight = self._flights.get(names)
         if flight is None:
             known = {path: file for path in self._paths(names) if (file := self._known.get(path))}
@@ -163,6 +167,26 @@ class LoaderFiles:
     def close(self) -> None:
         """Let the worker threads go; a read in progress ends by itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _unchanged(self, names: Sequence[str]) -> LoadedFile | None:
+        """The file, if it is in memory and the kernel knows without asking the disk that it is the
+        same and nothing was put before it: the usual case, and a fifth of a thread's cost."""
+        if not any(path in self._known for path in self._paths(names)):
+            return None
+        for name in names:
+            for root in self.search:
+                try:
+                    status = _cached_status(root, name)
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    return None
+                had = self._known.get(f"{root}/{name}")
+                if had is None or had.version != Version.of(status):
+                    return None
+                self._keep(had)
+                return had
+        return None
 
     def _paths(self, names: Sequence[str]) -> list[str]:
         return [f"{root}/{name}" for name in names for root in self.search]
@@ -243,6 +267,7 @@ _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _SYS_OPENAT2: Final = 437  # the same on every architecture that Debian has but alpha
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_BENEATH: Final = 0x08
+_RESOLVE_CACHED: Final = 0x20  # Linux 5.12; before, EINVAL
 
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _REASONS: Final[Mapping[int, str]] = {
@@ -280,7 +305,7 @@ def open_beneath(root: str, name: str) -> int:
     try:
         folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return _openat2(folder, name)
+            return _open(folder, name)
         finally:
             os.close(folder)
     except OSError as exc:
@@ -289,21 +314,50 @@ def open_beneath(root: str, name: str) -> int:
         raise Refused(_REASONS.get(exc.errno or 0, "io-error"), name) from exc
 
 
-def _openat2(folder: int, name: str) -> int:
-    how = _OpenHow(_FLAGS, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
-    for _ in range(8):
-        descriptor = int(
-            _syscall(
-                ctypes.c_long(_SYS_OPENAT2),
-                ctypes.c_int(folder),
-                ctypes.c_char_p(os.fsencode(name)),
-                ctypes.byref(how),
-                ctypes.c_size_t(ctypes.sizeof(how)),
-            )
+_HOW: Final = _OpenHow(_FLAGS, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+_LOOK_AT: Final = _OpenHow(
+    os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | _RESOLVE_CACHED
+)
+_LOOK_AT_FOLDER: Final = _OpenHow(os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+_AT_FDCWD: Final = -100
+
+
+def _cached_status(root: str, name: str) -> os.stat_result:
+    """What `name` beneath `root` is, from the kernel's memory. Raises `OSError`: EAGAIN where that
+    would not do, `FileNotFoundError` where it knows that there is none."""
+    folder = _openat2(_AT_FDCWD, root, _LOOK_AT_FOLDER)
+    try:
+        descriptor = _openat2(folder, name, _LOOK_AT)
+    finally:
+        os.close(folder)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _openat2(folder: int, name: str, how: _OpenHow) -> int:
+    descriptor = int(
+        _syscall(
+            ctypes.c_long(_SYS_OPENAT2),
+            ctypes.c_int(folder),
+            ctypes.c_char_p(os.fsencode(name)),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
         )
-        if descriptor >= 0:
-            return descriptor
+    )
+    if descriptor < 0:
         error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), name)
+    return descriptor
+
+
+def _open(folder: int, name: str) -> int:
+    for _ in range(8):
+        try:
+            return _openat2(folder, name, _HOW)
+        except OSError as exc:
+            error = exc.errno or 0
         if error in (errno.ENOSYS, errno.EPERM):  # before Linux 5.6, or a container's seccomp
             return walk(folder, name)
         if error != errno.EAGAIN:  # EAGAIN: something was renamed meanwhile, so it cannot tell
