@@ -418,6 +418,10 @@ def main() -> None:
                 figure: statistics.median(found[figure] for found in results)
                 for figure in ("rate", "cpu", "peak", "reads", "repeats")
             }
+            | {
+                "least": min(found["rate"] for found in results),
+                "most": max(found["rate"] for found in results),
+            }
             for server, results in rounds.items()
         }
         if not wanted.json:
@@ -429,7 +433,8 @@ def main() -> None:
 def lines(name: str, found: dict[str, dict[str, float]]) -> str:
     """One load: each server, and bootd's ratio to the best peer and to each."""
     text = [
-        f"{name:13} {server:10} {figure['rate']:8.1f} MB/s {figure['cpu']:7.2f} CPU s/GB"
+        f"{name:13} {server:10} {figure['rate']:8.1f} MB/s"
+        f" ({figure['least']:.0f} to {figure['most']:.0f}) {figure['cpu']:7.2f} CPU s/GB"
         f" {figure['peak']:6.1f} MB peak {figure['reads']:6.0f} files"
         f" {figure['repeats']:4.0f} client waits"
         for server, figure in found.items()
