@@ -111,7 +111,8 @@ def _put(step: Step, numbering: Numbering, sinks: list[_Sink]) -> int:
         opened = os.fstat(descriptor)
         if (opened.st_ino, opened.st_dev) != (step.stat.st_ino, step.stat.st_dev):
             raise ImageError(_changed(step.path, "another file has its name now"))
-        inode = replace(inode, size=opened.st_size)
+        if opened.st_size != inode.size:
+            inode = replace(inode, size=opened.st_size)
         for sink in sinks:
             sink.write(sink.header(inode))
         _copy(descriptor, inode, sinks)

@@ -15,6 +15,7 @@ from typing import Final
 MAX_SIZE: Final = 0xFFFF_FFFF
 """Bytes that a file in a newc archive may have."""
 _MAX_TIME: Final = 0xFFFF_FFFF
+_NEWC: Final = b"070701" + b"%08X" * 13
 _OCTAL_SIZE: Final = 8 << 30
 _OCTAL_ID: Final = 1 << 21
 
@@ -60,7 +61,7 @@ def newc(inode: Inode) -> bytes:
         *(os.major(inode.rdev) if device else 0, os.minor(inode.rdev) if device else 0),
         *(len(name) + 1, 0),
     )
-    head = b"070701" + b"".join(b"%08X" % field for field in fields) + name + b"\0"
+    head = _NEWC % fields + name + b"\0"
     return head + bytes(-len(head) % 4) + body + bytes(-len(body) % 4)
 
 

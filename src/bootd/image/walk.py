@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -179,27 +179,28 @@ class Numbering:
         """The archives' view of a path of the walk. Raises `OSError`."""
         found = step.stat
         mtime = int(found.st_mtime)
-        made = Inode(
-            path=step.path,
-            mode=found.st_mode,
-            uid=found.st_uid,
-            gid=found.st_gid,
-            mtime=mtime if self._latest is None else min(mtime, self._latest),
-            rdev=found.st_rdev,
-            ino=self._next,
-            nlink=2 if stat.S_ISDIR(found.st_mode) else 1,
-            xattrs=step.xattrs(),
-        )
-        if stat.S_ISLNK(found.st_mode):
-            made = replace(made, target=step.readlink())
+        ino, names, link = self._next, 1, None
         if stat.S_ISREG(found.st_mode):
-            made = replace(made, size=found.st_size)
             key = (found.st_dev, found.st_ino)
             names = self._links.get(key, 1)
             if names > 1:
-                ino, first = self._known.setdefault(key, (self._next, step.path))
-                made = replace(made, ino=ino, nlink=names)
-                if first != step.path:
-                    return replace(made, link=first, xattrs=())
-        self._next += 1
-        return made
+                ino, first = self._known.setdefault(key, (ino, step.path))
+                link = first if first != step.path else None
+        elif stat.S_ISDIR(found.st_mode):
+            names = 2
+        if link is None:
+            self._next += 1
+        return Inode(
+            step.path,
+            found.st_mode,
+            found.st_uid,
+            found.st_gid,
+            mtime if self._latest is None else min(mtime, self._latest),
+            found.st_size if stat.S_ISREG(found.st_mode) else 0,
+            found.st_rdev,
+            ino,
+            names,
+            step.readlink() if stat.S_ISLNK(found.st_mode) else "",
+            link,
+            step.xattrs() if link is None else (),
+        )
