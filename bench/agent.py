@@ -50,7 +50,7 @@ class Daemon:
             stdout=self._log,
             stderr=self._log,
         )
-        self._until('"bootd.ready"')
+        self.until('"bootd.ready"')
         secret = load_node_secrets(str(folder / "state"))[0]
         self.keys = [derive(secret, f"n{n:05}", mac) for n, mac in enumerate(self.macs)]
 
@@ -87,8 +87,9 @@ class Daemon:
         argv = [sys.executable, "-m", "bootd", "--config", config, "reload"]
         subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
 
-    def _until(self, word: str) -> None:
-        deadline = time.monotonic() + 60
+    def until(self, word: str) -> None:
+        """Until the log has that word."""
+        deadline = time.monotonic() + 180
         while word not in (self.folder / "log").read_text():
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise SystemExit((self.folder / "log").read_text())
@@ -181,6 +182,7 @@ async def play(daemon: Daemon, given: argparse.Namespace) -> None:
     print(
         f"{nodes.fetched:,} nodes fetched in {time.monotonic() - began:.1f} s, {first:.1f} s CPU."
     )
+    await asyncio.to_thread(daemon.until, '"templates.checked"')  # what a start does is over
     shares: list[float] = []
     for _ in range(given.rounds):
         await asyncio.sleep(2)  # what follows a fetch (comparing with the boot) is over

@@ -500,3 +500,16 @@ async def test_stop_does_not_wait_longer_for_a_stalled_download_than_it_may(
 
         assert loop.time() - began < 1.9  # twice what it may would be more
         writer.close()
+
+
+async def test_a_connection_has_the_listener_s_keepalive(service: Service) -> None:
+    """Machines are switched off in the middle; their connections must end by themselves."""
+    connections = service.server._connections.open
+    with socket.create_connection(("127.0.0.1", service.server.port)):
+        await until(lambda: bool(connections))
+        (connection,) = connections
+        assert connection.transport is not None
+        sock = connection.transport.get_extra_info("socket")
+
+        for level, name, value in protocol.KEEPALIVE:
+            assert sock.getsockopt(level, name) == value

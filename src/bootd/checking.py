@@ -65,9 +65,7 @@ class Templates:
                 return
             await asyncio.sleep(REST * (loop.time() - began))
         metrics.TEMPLATE_FAULTS.set(len(told))
-        log.debug(
-            "templates.checked", nodes=count, faults=len(told), generation=registry.generation
-        )
+        log.info("templates.checked", nodes=count, faults=len(told), generation=registry.generation)
 
     def _tell(self, fault: str, told: set[tuple[str, ...]]) -> None:
         """One line for a fault, whoever of the nodes has it."""

@@ -12,7 +12,6 @@ import asyncio
 import resource
 import socket
 from collections import OrderedDict
-from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -36,13 +35,14 @@ LINGER: Final = 1.0
 
 _RESERVED_FDS: Final = 512  # for TFTP transfers, DHCP, reloads, logs
 _FDS_PER_CONNECTION: Final = 3  # its own, the duplicate that sends, the file
-_KEEPALIVE: Final = (
+KEEPALIVE: Final = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 150_000),
 )
+"""Set on the socket that listens: connections inherit them, which costs nothing for each."""
 
 
 def max_connections() -> int:
@@ -124,10 +124,6 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         # Asked for now: aiohttp keeps them, and when the connection is lost nobody knows them.
         _ = self.peername, self.sockname
-        sock = transport.get_extra_info("socket")
-        with suppress(OSError):  # it may be gone already
-            for level, name, value in _KEEPALIVE:
-                sock.setsockopt(level, name, value)
         if self._book.admit(self):
             self._arm()
         else:
@@ -224,7 +220,7 @@ class ConnectionServer(web.Server):
             loop=self._loop,
             access_log=None,
             keepalive_timeout=IDLE,
-            tcp_keepalive=False,  # set with its times in `Connection.connection_made`
+            tcp_keepalive=False,  # the listener has it, with its times
             max_line_size=MAX_LINE,
             max_field_size=MAX_LINE,
             max_headers=MAX_HEADERS,

@@ -39,7 +39,13 @@ from bootd.http.handlers.runtime import runtime
 from bootd.http.handlers.script import script
 from bootd.http.handlers.sitefiles import site_file
 from bootd.http.handlers.warewulf import resolve, system
-from bootd.http.protocol import Connection, Connections, ConnectionServer, max_connections
+from bootd.http.protocol import (
+    KEEPALIVE,
+    Connection,
+    Connections,
+    ConnectionServer,
+    max_connections,
+)
 from bootd.http.routes import (
     Bad,
     Blob,
@@ -156,6 +162,9 @@ class HttpServer:
                 f"HTTP cannot listen on {self._host}:{port}: {exc.strerror or exc}. "
                 f"Is another program using the port? It is {key} in bootd.yaml."
             ) from exc
+        for sock in listener.sockets:
+            for level, name, value in KEEPALIVE:
+                sock.setsockopt(level, name, value)
         self._listeners.append(listener)
         return cast(int, listener.sockets[0].getsockname()[1])
 
