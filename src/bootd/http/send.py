@@ -141,12 +141,13 @@ class FileSource:
     def fetch(self, offset: int, limit: int) -> Callable[[], None] | None:
         """As `Source.fetch`; brings `AHEAD` bytes in, so that the next turns need nothing."""
         last = min(offset + limit, self._size) - 1
-        if last < self._fetched:
+        if last < self._fetched or last < self._known:
             return None
-        if not self._absent(last) and (offset <= self._known or not self._absent(offset)):
-            self._known = last + 1
+        stop = min(offset + max(limit, AHEAD), self._size)
+        if not self._absent(stop - 1) and (offset <= self._known or not self._absent(offset)):
+            self._known = stop
             return None
-        self._fetched = stop = min(offset + max(limit, AHEAD), self._size)
+        self._fetched = stop
         # A descriptor of its own: transfer and file may be over and closed before the disk is.
         own = os.dup(self._fd)
         return lambda: _read_ahead(own, offset, stop)
