@@ -190,6 +190,9 @@ def _boot(
     why = _refused(gate, registry, node, mac, boot, asker)
     if boot is None or why:
         plan = scripts.plan(registry, node, mac, server, machine=machine)
+        if plan.image.secret:
+            said = window.SENTENCES[why]
+            return kind.hold(registry, mac, server, why=said, node=node), why
         ask = why in _MENDED_BY_DHCP and scripts.can_ask(registry)
         return kind.render(registry, plan, why=window.SENTENCES[why], ask=ask), why
     token = gate.token(boot, asker.peer)
