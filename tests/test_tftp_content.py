@@ -188,6 +188,24 @@ async def test_parts_that_only_http_has_are_not_found(bench: Bench) -> None:
     assert bench.boots.of(MAC).outcome == ""  # type: ignore[union-attr]
 
 
+async def test_a_node_with_a_squashfs_gets_what_fetches_it(bench: Bench) -> None:
+    image = bench.registry.images["debian-12"]
+    (bench.folder / "squashfs").write_bytes(b"hsqs")
+    squashfs = Artefact(str(bench.folder / "squashfs"), 4, "ab" * 32)
+    artefacts = {**image.artefacts, "squashfs": squashfs}
+    images = {"debian-12": replace(image, artefacts=artefacts)}
+    bench.registry = replace(bench.registry, images=images)
+    bench.discover()
+    token = await bench.token()
+
+    hook = await bench.get(f"/b/{token}/hook")
+
+    assert (hook.name, hook.stage) == ("hook", Stage.INITRAMFS)
+    assert b"BOOTD_SIZE=4\n" in hook.data
+    assert b"secret" in hook.data
+    assert (await bench.get(f"/b/{token}/squashfs")).data == b"hsqs"
+
+
 async def test_a_token_opens_nothing_for_another_address(bench: Bench) -> None:
     bench.discover()
     token = await bench.token()

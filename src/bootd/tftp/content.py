@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from bootd import configs, files, grub, loaders, scripts
+from bootd import configs, files, grub, hooks, loaders, scripts
 from bootd.boots.gate import Gate, Shut
 from bootd.boots.ownfiles import own_files
 from bootd.boots.timeline import Boot, Stage
@@ -174,9 +174,15 @@ class Contents:
             raise Missing(shut.reason, _shown(part.part), _DENIED, None, optional=False) from None
         if part.part == "ready":
             return Content("ready", grub.READY.encode(), boot.mac, None)
+        image = boot.image_of(registry, node)
+        if part.part == "hook" and image is not None and image.squashfs is not None:
+            own, system = await self._system(request, part.token, node, boot)
+            data = b"".join(hooks.wrap(own, image.squashfs, system))
+            return Content("hook", data, boot.mac, Stage.INITRAMFS)
         if part.part == "system":
-            return await self._system(request, part.token, node, boot)
-        return await self._artefact(registry, boot.image_of(registry, node), part.part, boot.mac)
+            _, system = await self._system(request, part.token, node, boot)
+            return Content("system", b"".join(system), boot.mac, Stage.OVERLAY)
+        return await self._artefact(registry, image, part.part, boot.mac)
 
     async def _artefact(
         self, registry: Registry, image: Image | None, role: str, mac: Mac
@@ -199,7 +205,10 @@ class Contents:
             raise Missing("damaged", name, ErrorCode.UNDEFINED, mac, optional=False)
         return Content(name, loaded.data, mac, stage)
 
-    async def _system(self, request: Request, token: str, node: Node, boot: Boot) -> Content:
+    async def _system(
+        self, request: Request, token: str, node: Node, boot: Boot
+    ) -> tuple[bytes, tuple[bytes, ...]]:
+        """What is this boot's own, without a trailer; and the archive, which begins with it."""
         if self.overlays is None:
             raise Missing("not-found", "system", ErrorCode.NOT_FOUND, boot.mac, optional=False)
         server, tls = request.server, request.registry.settings.http.tls
@@ -214,7 +223,7 @@ class Contents:
         chain = await _certificates(tls)
         own = own_files(server, secure, token, node, boot, self.secrets, chain)
         boot.server, boot.given["system"] = server.base, archive.etag
-        return Content("system", b"".join((own, *archive.segments)), boot.mac, Stage.OVERLAY)
+        return own, (own, *archive.segments)
 
 
 async def _certificates(tls: TlsSettings | None) -> bytes:
@@ -235,7 +244,7 @@ def images_folder(registry: Registry) -> str:
 
 def _shown(part: str) -> str:
     """A part of a boot as the log shows it: it came off the wire, beside a token."""
-    return part if part in _STAGES or part == "system" else "part"
+    return part if part in _STAGES or part in ("system", "hook") else "part"
 
 
 async def _load(store: LoaderFiles, names: tuple[str, ...], mac: Mac | None) -> Content:
