@@ -229,6 +229,24 @@ def test_one_command_goes_back_and_gc_keeps_what_is_used(
     assert [g["generation"] for g in listed(run)] == [names[0], *names[2:]]
 
 
+def test_an_image_that_no_node_boots_is_removed_as_a_whole(
+    run: Run, imported: Run, tmp_path: Path
+) -> None:
+    imported()
+    imported("other")
+    (tmp_path / "nodes.yaml").write_text('nodes: {n1: {mac: "52:54:00:00:00:01", image: debian}}\n')
+
+    refused = run("delete", "debian", "--all")
+    neither = run("delete", "debian")
+    gone = run("delete", "other", "--all")
+
+    assert (refused.exit_code, "node n1 boots it" in refused.stderr) == (2, True)
+    assert (neither.exit_code, "name the generation" in neither.stderr) == (2, True)
+    assert gone.stdout.startswith("deleted: other\n")
+    assert [g["name"] for g in listed(run)] == ["debian"]
+    assert [path.name for path in (tmp_path / "state/images").iterdir()] == ["debian"]
+
+
 def test_nothing_is_removed_while_the_configuration_has_faults(
     run: Run, imported: Run, tmp_path: Path
 ) -> None:

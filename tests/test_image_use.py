@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 from bootd.boots.timeline import Boots
-from bootd.model import ClientKind, Image, Settings, parse_mac
+from bootd.model import ClientKind, Image, Node, Settings, parse_mac
 from bootd.registry import Registry
 from bootd.status import BOOT_PATIENCE, images_in_use
 
@@ -14,7 +14,8 @@ OLD, NEW = Image("debian", "1", {}), Image("debian", "2", {})
 
 
 def registry() -> Registry:
-    return Registry(Settings(), {}, {"debian": NEW}, {}, {})
+    nodes = {"n001": Node("n001", mac=MAC, image="debian"), "n002": Node("n002", image="debian")}
+    return Registry(Settings(), nodes, {"debian": NEW, "unused": Image("unused", "1", {})}, {}, {})
 
 
 def booting(image: Image | None) -> Boots:
@@ -30,7 +31,7 @@ def used(boots: Boots, now: float = 101.0) -> dict[str, str]:
 
 def test_what_nodes_are_given_and_what_a_boot_began_with_are_in_use() -> None:
     assert used(booting(OLD)) == {
-        "2": "the daemon gives it to nodes",
+        "2": "node n001 boots it",
         "1": "n001 is booting it (dhcp)",
     }
 

@@ -12,6 +12,8 @@ from bootd.boots.timeline import Boot, Boots, Step, describe_refresh
 from bootd.model import Node, parse_mac
 from bootd.registry import Registry
 
+BUSY: Final = "busy"
+"""The outcome of a step that was put off: too many large transfers are under way."""
 BOOT_PATIENCE: Final = 1800.0
 """Seconds after which a boot that was not heard of holds no image any more."""
 
@@ -35,15 +37,18 @@ def boot_row(boot: Boot, now: float, offset: float) -> dict[str, Any]:
     """One boot in one line: its stage, what moves at the moment, its age and error.
 
     `age` is seconds since the machine was last heard; `seconds` is how long the boot took, or has
-    been going on; `stale` what a reboot would change of a node that is up, None where that is not
+    been going on; `waits` is true of one that was told to ask again; `stale` what a reboot would change of a node that is up, None where that is not
     known; `offset` is wall-clock less monotonic seconds.
     """
-    running = [step for step in boot.steps if step.ended is None]
-    shown = running[-1] if running else boot.steps[-1] if boot.steps else None
+    # Firmware leaves transfers behind that nobody ends before they time out: what counts is now.
+    stage, last = boot.stage, boot.steps[-1] if boot.steps else None
+    running = [step for step in boot.steps if step.ended is None and step.stage is stage]
+    shown = running[-1] if running else last
     return {
         "boot": boot.id,
-        "stage": boot.stage.value,
+        "stage": stage.value,
         "outcome": boot.outcome or "booting",
+        "waits": shown is not None and shown.outcome == BUSY and not boot.outcome,
         "error": boot.error,
         **(progress(shown, now) if shown is not None else _NOTHING),
         "address": str(boot.address) if boot.address is not None else None,
@@ -60,6 +65,7 @@ _NEVER: dict[str, Any] = {
     "boot": None,
     "stage": None,
     "outcome": None,
+    "waits": False,
     "error": "",
     **_NOTHING,
     "address": None,
@@ -141,9 +147,12 @@ def timeline(registry: Registry, boots: Boots, who: str, now: float) -> dict[str
 def images_in_use(registry: Registry, boots: Boots, now: float) -> list[dict[str, str]]:
     """The generations that the daemon gives to nodes, and those that boots in progress began with,
     each with the reason in words."""
+    nodes = (*registry.nodes.values(), *([registry.default] if registry.default else []))
+    given = {node.image: node.name for node in reversed(nodes)}
     rows = [
-        {"name": image.name, "generation": image.generation, "why": "the daemon gives it to nodes"}
-        for image in registry.images.values()
+        {"name": image.name, "generation": image.generation, "why": f"node {given[key]} boots it"}
+        for key, image in registry.images.items()
+        if key in given
     ]
     for boot in boots:
         if boot.image is None or boot.outcome or now - boot.seen > BOOT_PATIENCE:

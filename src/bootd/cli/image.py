@@ -178,11 +178,20 @@ def activate(config: str, name: str, generation: str | None, previous: bool) -> 
 
 @image.command()
 @click.argument("name")
-@click.argument("generation")
+@click.argument("generation", required=False)
+@click.option("--all", "whole", is_flag=True, help="The image, with all its generations.")
 @click.pass_obj
-def delete(config: str, name: str, generation: str) -> None:
+def delete(config: str, name: str, generation: str | None, whole: bool) -> None:
     """Remove GENERATION of image NAME; one in use is refused."""
     store = store_of(config)
+    if (generation is None) is not whole:
+        raise WrongInput(
+            "name the generation that shall go, or say --all for the image; `bootd image list "
+            f"{name}` shows them"
+        )
+    if generation is None:
+        _delete_all(config, name)
+        return
     with errors():
         known = {g.generation: g.active for g in store.generations(name)}
         if known.get(generation) is False:
@@ -191,6 +200,22 @@ def delete(config: str, name: str, generation: str) -> None:
                 raise WrongInput(f"generation {generation} of image {name} is in use: {why}")
         store.delete(name, generation)
     click.echo(f"deleted: {name} {generation}")
+
+
+def _delete_all(config: str, name: str) -> None:
+    store = store_of(config)
+    with errors():
+        store.generations(name)
+        used = {image: why for (image, _), why in in_use(config).items() if image == name}
+        registry = registry_of(config)
+        for node in registry.nodes.values() if registry is not None else ():
+            if node.image == name:
+                used.setdefault(name, f"node {node.name} boots it")
+        if used:
+            raise WrongInput(f"image {name} is in use: {used[name]}")
+        store.remove(name)
+    click.echo(f"deleted: {name}")
+    tell_daemon(config)
 
 
 @image.command()

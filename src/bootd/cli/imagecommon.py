@@ -143,7 +143,7 @@ def tell_daemon(config: str) -> None:
             "\n".join(faults) + "\nThe image is active on disk, but the daemon keeps what it had: "
             "its configuration has faults. Correct them, then `systemctl reload bootd`."
         )
-    click.echo("the daemon has reloaded: nodes that boot now get it")
+    click.echo("the daemon has reloaded")
 
 
 def in_use(config: str) -> dict[tuple[str, str], str]:

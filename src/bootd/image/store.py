@@ -215,6 +215,16 @@ class ImageStore:
             sync_folder(folder)
             shutil.rmtree(gone)
 
+    def remove(self, name: str) -> None:
+        """Remove an image with all its generations, the active one too. Raises `ImageError`."""
+        folder = self._folder(name)
+        with sentences(name), locked(folder, BUILDS), locked(folder):
+            gone = self.root / f"{TEMPORARY}deleted-{name}"
+            shutil.rmtree(gone, ignore_errors=True)
+            folder.rename(gone)
+            sync_folder(self.root)
+            shutil.rmtree(gone)
+
     def old(self, name: str, keep: int, used: Collection[str] = ()) -> tuple[Generation, ...]:
         """The generations that nobody would miss: not among the newest `keep`, not active, not
         active before, and not `used`. Raises `NoSuchImage`."""
