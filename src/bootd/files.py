@@ -43,8 +43,8 @@ def search_path(state_dir: str) -> tuple[Path, ...]:
 
 
 _PACKAGES: Final[Mapping[str, str]] = {
-    "shim": "shim-signed and grub-efi-amd64-signed (on arm64: grub-efi-arm64-signed)",
-    "grub": "grub-efi-amd64-signed (on arm64: grub-efi-arm64-signed)",
+    "shim": "shim-signed grub-efi-amd64-signed (for arm64: grub-efi-arm64-signed)",
+    "grub": "grub-efi-amd64-signed (for arm64: grub-efi-arm64-signed)",
 }
 
 
