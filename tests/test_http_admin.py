@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bootd.boots.timeline import Stage
 from bootd.http import events, server
 from bootd.http.events import MAX_LISTENERS
 from bootd.model import HttpSettings
@@ -182,6 +183,13 @@ async def test_above_the_limit_those_who_can_wait_are_told_to(tmp_path: Path) ->
         assert 1 <= int(refused.headers["Retry-After"]) <= 30
         curl = await service.get(path, headers={"User-Agent": "curl/7.88.1"})
         assert curl.status == 503
+
+        boot = service.discover()
+        for _ in range(3):
+            assert (await service.get(path, headers=ipxe)).status == 503
+        assert [(step.stage, step.outcome) for step in boot.steps] == [(Stage.KERNEL, "busy")]
+        [row, _] = json.loads((await service.get("/status")).body)["nodes"]
+        assert (row["stage"], row["waits"]) == ("kernel", True)
 
         firmware = await service.get(path, headers={"User-Agent": "UefiHttpBoot/1.0"})
         assert firmware.status == 200

@@ -38,7 +38,15 @@ def row(name: str, **values: Any) -> dict[str, Any]:
             "seconds",
         )
     )
-    return {**defaults, "node": name, "age": None, "error": "", "stale": None, **values}
+    return {
+        **defaults,
+        "node": name,
+        "age": None,
+        "error": "",
+        "stale": None,
+        "waits": False,
+        **values,
+    }
 
 
 def status(*rows: dict[str, Any], unknown: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:

@@ -37,8 +37,9 @@ def boot_row(boot: Boot, now: float, offset: float) -> dict[str, Any]:
     """One boot in one line: its stage, what moves at the moment, its age and error.
 
     `age` is seconds since the machine was last heard; `seconds` is how long the boot took, or has
-    been going on; `waits` is true of one that was told to ask again; `stale` what a reboot would change of a node that is up, None where that is not
-    known; `offset` is wall-clock less monotonic seconds.
+    been going on; `waits` is true of one that was told to ask again; `stale` what a reboot would
+    change of a node that is up, None where that is not known; `offset` is wall-clock less monotonic
+    seconds.
     """
     # Firmware leaves transfers behind that nobody ends before they time out: what counts is now.
     stage, last = boot.stage, boot.steps[-1] if boot.steps else None

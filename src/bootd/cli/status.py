@@ -30,7 +30,7 @@ def row(status: dict[str, Any]) -> list[str]:
         return [name, "-", "-", "-", "-", "-", "-", "-", ""]
     return [
         name,
-        status["stage"],
+        f"{status['stage']}, waits" if status.get("waits") else status["stage"],
         size(status["bytes"]) if status["bytes"] else "-",
         f"{status['percent']:.0f}" if status["percent"] is not None else "-",
         f"{size(status['rate'])}/s" if status["rate"] else "-",

@@ -124,7 +124,7 @@ def _row(row: Row) -> str:
     said = row["error"] or (f"a reboot would change {', '.join(stale)}" if stale else "")
     cells = (
         ("", escape(row["node"])),
-        (_COLOURS.get(row["outcome"], "soft"), group(row)),
+        (_COLOURS.get(row["outcome"], "soft"), group(row) + ", waits" * row["waits"]),
         ("", moved),
         ("n d", f"{size(row['rate'])}/s" if row["rate"] else ""),
         ("n d", duration(row["seconds"]) if row["seconds"] is not None else ""),

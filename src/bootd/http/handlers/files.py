@@ -49,7 +49,15 @@ async def artefact(
     found = image.artefacts.get(role) if image is not None else None
     if image is None or found is None:
         raise NotFound(f"this node's image has no {role}", "no-image")
-    answer = await _in_form(site, asked, await _opened(site, asked, found, node, boot))
+    try:
+        answer = await _in_form(site, asked, await _opened(site, asked, found, node, boot))
+    except Refusal as refusal:
+        if boot is not None and refusal.status == 503 and asked.method != "HEAD":
+            detail = "told to ask again"
+            site.boots.note(
+                boot.mac, STAGES[role], asked.now, detail=detail, outcome=refusal.reason
+            )
+        raise
     answer.node = node.name
     if boot is not None and asked.method != "HEAD":
         answer.boot = boot.id
