@@ -217,6 +217,26 @@ def test_an_opaque_whiteout_leaves_what_its_own_layer_brings(unpacked: Unpack) -
     ]
 
 
+def test_whole_folders_of_lower_layers_go_from_between_those_of_the_new_one(
+    unpacked: Unpack,
+) -> None:
+    old = [folder("a"), folder("a/d")]
+    for name in ("a/d/x", "a/d/y", "a/e", "a/f"):
+        old += [folder(name), file(f"{name}/old")]
+    unpacked(*old, layer=True)
+
+    root = unpacked(
+        folder("a/d"), file("a/d/new"), file("a/.wh..wh..opq", b""), file("a/z"), layer=True
+    )
+
+    assert sorted(str(p.relative_to(root)) for p in root.rglob("*")) == [
+        "a",
+        "a/d",
+        "a/d/new",
+        "a/z",
+    ]
+
+
 @pytest.mark.parametrize("name", [".wh.", ".wh...", ".wh..", "a/.wh..wh.x", "../.wh.x"])
 def test_a_whiteout_of_something_else_is_refused(
     name: str, unpacked: Unpack, tmp_path: Path

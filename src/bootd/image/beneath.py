@@ -153,15 +153,11 @@ class Beneath:
         except FileNotFoundError:
             return
         if stat.S_ISDIR(found.st_mode):
-            self.forget_unless(folder)
+            # What was found last may be below it; but it stays open, being in the caller's hand.
+            self._last = None
             shutil.rmtree(name, dir_fd=folder)
         else:
             os.unlink(name, dir_fd=folder)
-
-    def forget_unless(self, folder: int) -> None:
-        """Forget the last folder, which may be below one that goes; but not the one in hand."""
-        if folder != self._fd:
-            self.forget()
 
 
 def open_inside(root: Path, path: str) -> int:
