@@ -118,7 +118,7 @@ async def test_the_status_has_every_node_and_who_is_unknown(tmp_path: Path) -> N
         daemon.boots.discover(MAC, "n001", ClientKind.PXE, 7, now)
         step = daemon.boots.begin(MAC, Stage.KERNEL, now - 2, size=1000)
         assert step is not None
-        step.sent = 250
+        step.sent, step.moved = 250, now + 5
         daemon.boots.discover(STRANGER, None, ClientKind.PXE, 7, now)
 
         status = await ask(Client(daemon.path).get, "status")
@@ -127,6 +127,7 @@ async def test_the_status_has_every_node_and_who_is_unknown(tmp_path: Path) -> N
     assert (first["node"], first["mac"], first["stage"]) == ("n001", MAC, "kernel")
     assert (first["bytes"], first["size"], first["percent"]) == (250, 1000, 25.0)
     assert 0 < first["rate"] <= 125
+    assert first["age"] <= 0  # its transfer moves
     assert first["outcome"] == "booting"
     assert (second["node"], second["stage"], second["outcome"]) == ("n002", None, None)
     assert [row["mac"] for row in status["unknown"]] == [STRANGER]

@@ -25,7 +25,7 @@ MAX_LINE: Final = 256 * 1024
 _TIMES: Final[Mapping[type, tuple[str, ...]]] = MappingProxyType(
     {
         Boot: ("started", "seen", "ended", "window"),
-        Step: ("begun", "ended"),
+        Step: ("begun", "ended", "moved"),
         Refresh: ("at",),
     }
 )

@@ -66,6 +66,8 @@ class Step:
     sent: int = 0
     ended: float | None = None
     outcome: str = ""
+    moved: float | None = None
+    """When `sent` last grew."""
 
 
 @dataclass(slots=True)

@@ -75,7 +75,7 @@ async def deliver(
     one on its connection. `wall` is now in seconds since 1970. A client that goes away is an
     outcome, not an exception."""
     keep_alive = bool(request.keep_alive) and not close
-    span = _decide(request, answer)
+    loop, span = asyncio.get_running_loop(), _decide(request, answer)
     delivery = Delivery(_response(answer, span, keep_alive=keep_alive), status_of(span))
 
     def moved(count: int) -> None:
@@ -83,6 +83,7 @@ async def deliver(
         sender.count(count)
         if answer.step is not None:
             answer.step.sent += count
+            answer.step.moved = loop.time()
 
     try:
         if isinstance(answer.body, AsyncGenerator):

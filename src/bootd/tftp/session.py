@@ -173,6 +173,6 @@ class Session:
             if self.closed:
                 return
             transfer.tick(now)
-        if self.step is not None:
-            self.step.sent = transfer.acknowledged
+        if self.step is not None and self.step.sent != transfer.acknowledged:
+            self.step.sent, self.step.moved = transfer.acknowledged, now
         self._flush(transfer, channel)
