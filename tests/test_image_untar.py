@@ -118,6 +118,12 @@ def test_a_hostile_archive_is_refused_and_touches_nothing_outside(
     assert outside(tmp_path) == ["outside"]
 
 
+def test_an_archive_does_not_fill_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(ImageInputError, match=r"'a': does not fit: .* must stay so"):
+        unpack(io.BytesIO(tar(file("a"))), tmp_path, Limits(1 << 20, spare=1 << 60), name="a.tar")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_an_archive_says_of_a_file_is_kept(unpacked: Unpack) -> None:
     root = unpacked(
         folder("etc", 0o750),

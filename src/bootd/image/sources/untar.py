@@ -30,6 +30,7 @@ _HEADERS: Final = (
 )
 _MAX_FOLDERS: Final = 2_000_000
 _HOLE: Final = 4096
+_CHECK_EACH: Final = 64 << 20
 _XATTR: Final = "SCHILY.xattr."
 _WHITEOUT: Final = ".wh."
 _OPAQUE: Final = ".wh..wh..opq"
@@ -44,10 +45,15 @@ _MALFORMED: Final = (
 
 @dataclass(slots=True)
 class Limits:
-    """What may still be unpacked, counted down: bytes as they are unpacked, and files."""
+    """What may still be unpacked, counted down: bytes as they are unpacked, and files.
+
+    `spare` bytes stay free on the disk: the daemon and others write there too.
+    """
 
     size: int
     files: int = 20_000_000
+    spare: int = 512 << 20
+    _unchecked: int = 1 << 62
 
     def take(self, name: str, size: int) -> None:
         """Raises `ImageInputError` where it is too much."""
@@ -60,6 +66,20 @@ class Limits:
             )
         if self.files < 0:
             raise ImageInputError(f"{name}: holds more files than any image does")
+
+    def check_disk(self, name: str, folder: int, size: int) -> None:
+        """Raises `ImageInputError` where the disk would be full with `size` bytes more."""
+        self._unchecked += size
+        if self._unchecked < _CHECK_EACH:
+            return
+        self._unchecked = 0
+        found = os.fstatvfs(folder)
+        free = found.f_bavail * found.f_frsize
+        if free - size < self.spare:
+            raise ImageInputError(
+                f"{name}: does not fit: {free >> 20} MiB are free, and {self.spare >> 20} MiB must "
+                "stay so; make room with `bootd image gc`"
+            )
 
 
 class _Header(tarfile.TarInfo):
@@ -153,6 +173,8 @@ class _Unpacking:
             self._attributes(self._beneath.root, member)
             self._folders[()] = (stat.S_IMODE(member.mode), member.mtime)
             return
+        if member.isreg() and not member.issparse():
+            self._limits.check_disk(f"{member.name[:128]!r}", self._beneath.root, member.size)
         folder = self._beneath.folder(parts[:-1])
         name = parts[-1]
         if self._layer and name.startswith(_WHITEOUT):
