@@ -426,7 +426,13 @@ def main() -> None:
 
 
 def median(rounds: list[Figures]) -> Figures:
-    return {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
+    """Each figure's median; of a rate, also the lowest and the highest."""
+    figures = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
+    for name in ("rate", "requests"):
+        values = [found[name] for found in rounds if name in found]
+        if values:
+            figures |= {"low": min(values), "high": max(values)}
+    return figures
 
 
 def lines(load: str, found: dict[str, Figures]) -> str:
@@ -455,9 +461,14 @@ UNITS: Final[dict[str, tuple[str, str]]] = {
 
 
 def shown(figure: Figures) -> str:
-    return " ".join(
-        f"{figure[name]:{form}} {unit}" for name, (form, unit) in UNITS.items() if figure.get(name)
-    )
+    text = []
+    for name, (form, unit) in UNITS.items():
+        if figure.get(name):
+            decimals = form.partition(".")[2]
+            spread = f" [{figure['low']:.{decimals}} to {figure['high']:.{decimals}}]"
+            both = spread if name in ("rate", "requests") else ""
+            text.append(f"{figure[name]:{form}}{both} {unit}")
+    return " ".join(text)
 
 
 if __name__ == "__main__":
