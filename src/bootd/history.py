@@ -32,6 +32,8 @@ PERIOD: Final = 2.0
 """Seconds between two looks whether something changed, at least."""
 SHARE: Final = 50
 """A file that takes a second to write is written once in so many."""
+LONGEST: Final = 15.0
+"""Seconds between two looks, at most: in a storm a look takes long, because all else goes on."""
 SLICE: Final = 20
 """Boots put into words in one turn of the event loop: about a millisecond."""
 MARKS: Final = 500
@@ -69,7 +71,7 @@ class History:
         while True:
             began = loop.time()
             await self.save()
-            await asyncio.sleep(max(PERIOD, SHARE * (loop.time() - began)))
+            await asyncio.sleep(min(max(PERIOD, SHARE * (loop.time() - began)), LONGEST))
 
     async def save(self) -> None:
         """Write the file, where anything is different from what it says."""
