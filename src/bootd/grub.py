@@ -84,11 +84,12 @@ def _kernel_words(argument: str) -> list[str]:
 
 
 def countdown(seconds: int, what: str = "trying again") -> Lines:
-    """Lines that wait, and show it. Escape cuts the wait short and never ends the script."""
+    """Lines that wait, and show it. Escape cuts the wait short and never ends the script. GRUB's
+    own count stays in its line, which the ``echo`` ends."""
     if not 1 <= seconds <= MAX_COUNTDOWN:
         raise ScriptError(f"countdown of {seconds} s: 1 to {MAX_COUNTDOWN} s are possible")
     return Lines(
-        f"echo bootd: {quote(what)} in {seconds} s\nsleep --verbose --interruptible {seconds}"
+        f"echo bootd: {quote(what)} in {seconds} s\nsleep --verbose --interruptible {seconds}\necho"
     )
 
 
@@ -245,7 +246,8 @@ def _ask_again(scripts: tuple[str, ...]) -> Lines:
     ]
     tail = ['    if [ "$bootd_heard" = n ]; then',
             f"      echo bootd: no answer from {quote(scripts[0])}, asking again in 5 s",
-            "      sleep --verbose --interruptible 5", "    fi", "  done", "fi"]  # fmt: skip
+            "      sleep --verbose --interruptible 5", "      echo",
+            "    fi", "  done", "fi"]  # fmt: skip
     return Lines("\n".join([*head, *tries, *tail]))
 
 
