@@ -6,12 +6,14 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-from bootd.cli import cli
+from bootd.cli import certificates, cli
 from bootd.cli.certificates import BITS
 from bootd.config.load import load
 from bootd.model import HttpSettings, TlsSettings
@@ -22,9 +24,16 @@ Run = Callable[..., Result]
 FILES = ("ca.key", "ca.pem", "cert.pem", "key.pem")
 
 
+@pytest.fixture(scope="module")
+def pool() -> list[RSAPrivateKey]:
+    """Keys made beforehand: each takes a fifth of a second."""
+    return [certificates._key() for _ in range(2)]
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path, pool: list[RSAPrivateKey], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs ``bootd tls …`` on a configuration of its own; nodes reach it by 127.0.0.1."""
+    monkeypatch.setattr(certificates, "_key", cycle(pool).__next__)
     config = tmp_path / "bootd.yaml"
     config.write_text("interfaces: [lo]\nstate_dir: state\nrun_dir: run\n")
     (tmp_path / "state").mkdir()
