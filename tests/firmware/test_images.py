@@ -184,8 +184,8 @@ def stages(boot: dict[str, Any]) -> list[str]:
 
 async def test_a_generation_from_a_container_image_is_booted_and_rolled_back(rack: Rack) -> None:
     server = rack.lab.server
-    first = (await rack.facts("n001"))["GENERATION"]
     booted = (await rack.until_up("n001"))["boot"]
+    first = (await rack.facts("n001"))["GENERATION"]
 
     layout = await asyncio.to_thread(container_image, rack.lab.folder, server.state, first)
     await asyncio.to_thread(server.command, "image", "import", debian.NAME, str(layout))
