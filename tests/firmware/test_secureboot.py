@@ -42,23 +42,25 @@ async def lab(request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
     async with Lab(keep=failures(request)) as lab:
         lab.server.configure(
             {
-                "pxe": {"mac": PXE, "loader": "shim"},
+                "pxe": {"mac": PXE, "loader": "shim", "image": "other"},
                 "http": {"mac": HTTP, "loader": "shim"},
                 "unsigned": {"mac": UNSIGNED},
             }
         )
         await add_loaders(lab, "trixie")
         await asyncio.to_thread(lab.server.import_image, demo)
+        await asyncio.to_thread(lab.server.import_image, demo, "other")
         await lab.server.start()
+        (initramfs,) = (lab.folder / "state" / "images" / "other").rglob("initramfs")
+        initramfs.rename(initramfs.with_suffix(".away"))
         await lab.power_on("pxe", PXE, Firmware.SECURE)
         await lab.power_on("http", HTTP, Firmware.SECURE_HTTP)
         yield lab
         lab.failed = request.session.testsfailed > failed_before
 
 
-async def until_up_securely(machine: Machine, node: str, mac: str) -> None:
-    """From GRUB's first words to a node that is up, with Secure Boot on and the kernel locked."""
-    await machine.wait_for(rf"^bootd: node {node}, {mac}", FIRMWARE + LOADER + SCRIPT)
+async def until_up_securely(machine: Machine, node: str) -> None:
+    """Until a node is up, with Secure Boot on and the kernel locked."""
     await machine.wait_for(rf"^bootd: starting the kernel of {node}", KERNEL)
     said = await machine.wait_for(r"^bootd-demo: Secure Boot .*\n", KERNEL)
     assert "Secure Boot 1, lockdown none [integrity]" in said
@@ -66,16 +68,22 @@ async def until_up_securely(machine: Machine, node: str, mac: str) -> None:
     await machine.power_off()
 
 
-async def test_a_signed_chain_boots_by_pxe(lab: Lab) -> None:
+async def test_a_signed_chain_boots_by_pxe_and_tries_again_what_fails(lab: Lab) -> None:
     machine = lab.machines["pxe"]
 
     await machine.wait_for(r">>Start PXE over IPv4", FIRMWARE)
     await machine.wait_for(r"Fetching Netboot Image \S+/grubx64\.efi", LOADER)
-    await until_up_securely(machine, "pxe", PXE)
+    await machine.wait_for(rf"^bootd: node pxe, {PXE}", SCRIPT)
+    await machine.wait_for(r"^bootd: pxe: initrd failed: error refused", KERNEL)
+    (away,) = (lab.folder / "state" / "images" / "other").rglob("initramfs.away")
+    away.rename(away.with_suffix(""))
+    await until_up_securely(machine, "pxe")
 
     boot = await the_boot(lab, "pxe")
     loaded = [step["detail"] for step in boot["steps"] if step["stage"] == "loader"]
     assert loaded == ["tftp shimx64.efi", "tftp grubx64.efi"]
+    failed = [step["detail"] for step in boot["steps"] if step["stage"] == "fail"]
+    assert failed == ["initrd: error refused"]
     assert_booted(boot)
 
 
@@ -83,7 +91,8 @@ async def test_a_signed_chain_boots_by_http_without_one_tftp_request(lab: Lab) -
     machine = lab.machines["http"]
 
     await machine.wait_for(rf"URI: http://{lab.network.server_ip}:9873/\S+/shimx64\.efi", LOADER)
-    await until_up_securely(machine, "http", HTTP)
+    await machine.wait_for(rf"^bootd: node http, {HTTP}", FIRMWARE + LOADER + SCRIPT)
+    await until_up_securely(machine, "http")
 
     assert_booted(await the_boot(lab, "http"))
     assert lab.captured(f"ether src {HTTP} and udp dst port 69") == []
@@ -121,7 +130,8 @@ async def test_debian_12_chain_boots_where_bootd_is_the_dhcp_server(
         await lab.server.start()
         machine = await lab.power_on("alone", ALONE, Firmware.SECURE)
 
-        await until_up_securely(machine, "alone", ALONE)
+        await machine.wait_for(rf"^bootd: node alone, {ALONE}", FIRMWARE + LOADER + SCRIPT)
+        await until_up_securely(machine, "alone")
 
         boot = await the_boot(lab, "alone")
         assert_booted(boot)
