@@ -38,7 +38,8 @@ sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "
 from bench.clients.machines import LOADER, Rack, address, mac  # noqa: E402
 from bench.tftp import CLIENT, PREFIX, cpu_seconds, inside, ip, network  # noqa: E402
 
-LOADER_SIZE: Final = 1_000_000
+LOADER_SIZE: Final = 180_000
+"""Bytes of iPXE's snponly.efi, as Debian has it."""
 RACK: Final = 40
 
 
