@@ -166,7 +166,9 @@ class HttpServer:
             for level, name, value in KEEPALIVE:
                 sock.setsockopt(level, name, value)
         self._listeners.append(listener)
-        return cast(int, listener.sockets[0].getsockname()[1])
+        bound = cast(int, listener.sockets[0].getsockname()[1])
+        log.info("http.listening", port=bound, tls=context is not None)
+        return bound
 
     async def run(self) -> None:
         """Until cancelled: once a second, look at throughput, settings and who listens."""
