@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootd.image.disk import ImageInputError
-from bootd.image.sources.untar import Limits, unpack
+from bootd.image.sources.limits import Limits
+from bootd.image.sources.untar import unpack
 
 Member = tuple[str, dict[str, object], bytes]
 OWNER = {"uid": os.getuid(), "gid": os.getgid()}
@@ -172,6 +173,22 @@ def test_a_header_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     data = info.tobuf(tarfile.GNU_FORMAT)
     with pytest.raises(ImageInputError, match="no archive needs that"):
         unpack(io.BytesIO(data), tmp_path, Limits(1 << 50), name="a.tar")
+
+
+def test_the_map_of_a_sparse_file_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a")
+    info.pax_headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "a",
+        "GNU.sparse.realsize": "1",
+    }
+    info.size = 64 << 20
+    entries = b"30000000\n" + b"0\n" * (32 << 20)
+    data = info.tobuf(tarfile.PAX_FORMAT) + entries
+
+    with pytest.raises(ImageInputError, match="no archive needs that"):
+        unpack(io.BytesIO(data), tmp_path, Limits(1 << 40), name="a.tar")
 
 
 def test_holes_stay_holes(tmp_path: Path) -> None:

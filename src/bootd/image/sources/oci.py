@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, Final
 from bootd.image import tools
 from bootd.image.beneath import Beneath
 from bootd.image.disk import ImageInputError, Progress
-from bootd.image.sources.untar import Limits, unpack
+from bootd.image.sources.limits import Limits
+from bootd.image.sources.untar import unpack
 from bootd.image.streams import Stream
 
 TRANSPORTS: Final = (

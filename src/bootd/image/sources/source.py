@@ -9,7 +9,8 @@ from typing import Final
 
 from bootd.image.disk import ImageInputError, Progress
 from bootd.image.sources import oci, suite
-from bootd.image.sources.untar import Limits, unpack
+from bootd.image.sources.limits import Limits
+from bootd.image.sources.untar import unpack
 from bootd.image.streams import open_stream
 
 

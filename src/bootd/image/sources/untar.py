@@ -11,12 +11,12 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Self, cast
 
 from bootd.image.beneath import Beneath, parts_of
 from bootd.image.disk import CHUNK, ImageInputError
+from bootd.image.sources.limits import Limits, Metered
 from bootd.image.streams import Readable
 
 _MAX_HEADER: Final = 1 << 20
@@ -30,7 +30,6 @@ _HEADERS: Final = (
 )
 _MAX_FOLDERS: Final = 2_000_000
 _HOLE: Final = 4096
-_CHECK_EACH: Final = 64 << 20
 _XATTR: Final = "SCHILY.xattr."
 _WHITEOUT: Final = ".wh."
 _OPAQUE: Final = ".wh..wh..opq"
@@ -41,45 +40,6 @@ _MALFORMED: Final = (
     LookupError,
     RecursionError,
 )
-
-
-@dataclass(slots=True)
-class Limits:
-    """What may still be unpacked, counted down: bytes as they are unpacked, and files.
-
-    `spare` bytes stay free on the disk: the daemon and others write there too.
-    """
-
-    size: int
-    files: int = 20_000_000
-    spare: int = 512 << 20
-    _unchecked: int = 1 << 62
-
-    def take(self, name: str, size: int) -> None:
-        """Raises `ImageInputError` where it is too much."""
-        self.size -= size
-        self.files -= 1
-        if self.size < 0:
-            raise ImageInputError(
-                f"{name}: unpacks to more than is allowed: raise --max-size, or "
-                "`images: {max_size: …}` in bootd.yaml, where it is no bomb"
-            )
-        if self.files < 0:
-            raise ImageInputError(f"{name}: holds more files than any image does")
-
-    def check_disk(self, name: str, folder: int, size: int) -> None:
-        """Raises `ImageInputError` where the disk would be full with `size` bytes more."""
-        self._unchecked += size
-        if self._unchecked < _CHECK_EACH:
-            return
-        self._unchecked = 0
-        found = os.fstatvfs(folder)
-        free = found.f_bavail * found.f_frsize
-        if free - size < self.spare:
-            raise ImageInputError(
-                f"{name}: does not fit: {free >> 20} MiB are free, and {self.spare >> 20} MiB must "
-                "stay so; make room with `bootd image gc`"
-            )
 
 
 class _Header(tarfile.TarInfo):
@@ -118,9 +78,9 @@ def unpack(
     try:
         with (
             Beneath(root, follow=layer) as beneath,
-            contextlib.closing(_opened(stream)) as tar,
+            contextlib.closing(_opened(metered := Metered(stream))) as tar,
         ):
-            _Unpacking(beneath, limits, layer, tell).run(tar)
+            _Unpacking(beneath, limits, layer, tell).run(tar, metered)
     except ImageInputError as error:
         raise ImageInputError(f"{name}: {error}") from None
     except _MALFORMED as error:
@@ -150,8 +110,12 @@ class _Unpacking:
         self._folders: dict[tuple[str, ...], tuple[int, float]] = {}
         """Mode and time of each folder, put on when all is in it."""
 
-    def run(self, tar: tarfile.TarFile) -> None:
-        while (member := tar.next()) is not None:
+    def run(self, tar: tarfile.TarFile, metered: Metered) -> None:
+        while True:
+            with metered.header():
+                member = tar.next()
+            if member is None:
+                break
             tar.members = []  # type: ignore[attr-defined]  # it would keep every header
             self._tell()
             try:
@@ -178,6 +142,8 @@ class _Unpacking:
         folder = self._beneath.folder(parts[:-1])
         name = parts[-1]
         if self._layer and name.startswith(_WHITEOUT):
+            if member.size:
+                raise ImageInputError(f"{member.name[:128]!r}: a whiteout with something in it")
             self._whiteout(folder, parts)
             return
         if self._layer:
