@@ -275,6 +275,28 @@ def test_symlinks_of_a_root_lead_no_further_than_the_root(tmp_path: Path) -> Non
     assert look(root).os == ""
 
 
+def test_a_device_of_a_root_is_never_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watchdog that is opened reboots the server."""
+    (tmp_path / "dev").mkdir()
+    os.mknod(tmp_path / "dev/watchdog", 0o20666, os.makedev(10, 130))
+    write(tmp_path, "etc/hostname")
+    (tmp_path / "etc/os-release").symlink_to("/dev/watchdog")
+    opened: list[object] = []
+    real = os.open
+
+    def told(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        opened.append(path)
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", told)
+
+    assert look(tmp_path).os == ""
+    assert "etc" in opened
+    assert "watchdog" not in opened
+
+
 def test_what_will_hurt_is_told(tmp_path: Path) -> None:
     write(tmp_path, "boot/vmlinuz-6.1.0-1-cloud-amd64", bzimage(b"\0"))
     write(tmp_path, "lib/modules/6.1.0-1-cloud-amd64/modules.dep", b"kernel/drivers/x.ko:\n")

@@ -21,6 +21,7 @@ from bootd.image.disk import ImageInputError
 from bootd.image.walk import MAX_DEPTH
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS: Final = 40
 MAX_PATH: Final = 4096
 
@@ -174,25 +175,17 @@ def open_inside(root: Path, path: str) -> int:
                 folder = beneath.folder(tuple(parts), make=False)
             except ImageInputError as error:
                 raise OSError(errno.ELOOP, str(error), path) from None
-            try:
-                descriptor = os.open(
-                    name,
-                    os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC,
-                    dir_fd=folder,
-                )
-            except OSError as error:
-                if error.errno != errno.ELOOP or links >= _LINKS:
-                    raise
-                links += 1
-                target = os.readlink(name, dir_fd=folder)
-                if target.startswith("/"):
-                    parts.clear()
-                parts.extend(target.split("/"))
-                continue
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.close(descriptor)
+            # Looked at before it is opened: to open a device may do something.
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+            if stat.S_ISREG(found):
+                return os.open(name, _FILE, dir_fd=folder)
+            if not stat.S_ISLNK(found) or links >= _LINKS:
                 raise OSError(errno.EINVAL, "not a regular file", path)
-            return descriptor
+            links += 1
+            target = os.readlink(name, dir_fd=folder)
+            if target.startswith("/"):
+                parts.clear()
+            parts.extend(target.split("/"))
 
 
 def read_inside(root: Path, path: str, limit: int = 1 << 20) -> bytes | None:
