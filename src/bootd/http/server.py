@@ -41,6 +41,7 @@ from bootd.http.handlers.sitefiles import site_file
 from bootd.http.handlers.warewulf import resolve, system
 from bootd.http.protocol import (
     KEEPALIVE,
+    MAX_HEADER_BYTES,
     Connection,
     Connections,
     ConnectionServer,
@@ -81,8 +82,9 @@ LAST_MOMENT: Final = 0.05
 """Seconds for what is cut at the end to notice."""
 _READ: Final = ("GET", "HEAD")
 _TELL: Final = ("GET", "POST")
-_FATAL: Final = frozenset({"body", "malformed"})
+_FATAL: Final = frozenset({"body", "malformed", "header-too-large"})
 """Refusals after which the connection is closed: what follows may not be a request."""
+_TOO_LARGE: Final = Bad(431, "header-too-large", "the header is too large")
 
 
 class HttpServer:
@@ -221,7 +223,7 @@ class HttpServer:
         connection.begin()
         loop = asyncio.get_running_loop()
         began = loop.time()
-        asking = route(request.raw_path)
+        asking = route(request.raw_path) if _fits(request) else _TOO_LARGE
         asked = self._asked(request, connection, began)
         answer = await self._answer_or_refuse(request, asked, asking)
         outcome, last = "aborted", True
@@ -304,6 +306,11 @@ class HttpServer:
                 return await page(site, asked, name)
             case Bad(status, reason, sentence):
                 raise Refusal(status, reason, sentence)
+
+
+def _fits(request: web.BaseRequest) -> bool:
+    """Whether the header is no larger than one may be that comes in pieces."""
+    return sum(len(name) + len(value) for name, value in request.raw_headers) <= MAX_HEADER_BYTES
 
 
 def _ends(connection: Connection, request: web.BaseRequest) -> bool:
