@@ -62,9 +62,9 @@ test: setup lint types ## everything: installs what it needs, then lint, types, 
 	@test "$$(id -u)" = 0 || { echo "make test: run it as root: it makes network namespaces and a container" >&2; exit 2; }
 	@$(BIN)/pytest -q
 
-demo: setup ## boot a virtual diskless machine by PXE, live
+demo: setup ## boot a virtual diskless machine by PXE, live (IMAGE=debian: a whole Debian)
 	@test "$$(id -u)" = 0 || { echo "make demo: run it as root: it makes network namespaces and taps" >&2; exit 2; }
-	@$(BIN)/python -m tests.lab.demo $(DEMO_ARGS)
+	@$(BIN)/python -m tests.lab.demo $(if $(IMAGE),--image $(IMAGE)) $(DEMO_ARGS)
 
 bench: setup ## every figure in docs/performance.md (root; minutes)
 	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from bootd.model import DhcpMode
 from bootd.sinks import human
-from tests.lab import image
+from tests.lab import debian, image
 from tests.lab.console import Line
 from tests.lab.dhcp import Site
 from tests.lab.lab import CAPTURE, Lab
@@ -35,16 +35,25 @@ WAIT: Final = 300.0
 """Seconds from power-on until the demo gives up; a boot takes 6 to 25 on an idle machine."""
 FAILURES: Final = image.ROOT / "build" / "failures" / "demo"
 STEPS: Final = 5
+SHOWN: Final = (
+    "hostname",
+    "free -m",
+    "findmnt -no SOURCE,FSTYPE,SIZE,USED /",
+    "systemd-analyze | head -n 1",
+)
+"""What the demo lets root run on a Debian node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is shown: the machine's firmware, bootd's ``dhcp.mode`` (proxy or reservation), and a
-    folder to keep the logs in."""
+    """What is shown: the machine's firmware, bootd's ``dhcp.mode`` (proxy or reservation), a folder
+    to keep the logs in, and the image (`demo` or `debian`) with the node's `method`."""
 
     firmware: Firmware
     mode: DhcpMode
     keep: Path | None
+    image: str = "demo"
+    method: str = "auto"
 
     @property
     def alone(self) -> bool:
@@ -133,12 +142,7 @@ def stages(boot: Mapping[str, Any], power_on: float) -> str:
 async def demo(plan: Plan) -> None:
     """Boot one node; returns when it is up. `LabError` where it does not come."""
     screen = Screen()
-    screen.step("Build a small image: Debian's kernel, busybox, and an init of one page")
-    demo_image = await asyncio.to_thread(image.build)
-    screen.say(
-        f"kernel {demo_image.version}, {_megabytes(demo_image.kernel)};"
-        f" initramfs {_megabytes(demo_image.initramfs)}"
-    )
+    demo_image = None if plan.image == debian.NAME else await _small_image(screen)
     screen.step(
         "Make a network in namespaces, without any DHCP server"
         if plan.alone
@@ -155,11 +159,78 @@ async def demo(plan: Plan) -> None:
         network = lab.network
         others = "router" if plan.alone else "dnsmasq and router"
         screen.say(f"{network.addresses}: {others} {network.router.ip}, bootd {network.server_ip}")
-        await _boot(lab, screen, plan, demo_image)
+        if demo_image is None:
+            await _boot_debian(lab, screen, plan)
+        else:
+            await _boot(lab, screen, plan, demo_image)
         screen.step("Clean up")
     screen.say(f"{NODE} booted; machine, network, servers and temporary files are gone.", "good")
     if plan.keep is not None:
         screen.say(f"Logs, console and packet capture are in {plan.keep}.")
+
+
+async def _small_image(screen: Screen) -> image.DemoImage:
+    screen.step("Build a small image: Debian's kernel, busybox, and an init of one page")
+    demo_image = await asyncio.to_thread(image.build)
+    screen.say(
+        f"kernel {demo_image.version}, {_megabytes(demo_image.kernel)};"
+        f" initramfs {_megabytes(demo_image.initramfs)}"
+    )
+    return demo_image
+
+
+async def _boot_debian(lab: Lab, screen: Screen, plan: Plan) -> None:
+    """A whole Debian, and a login by ssh."""
+    key, public = debian.key_pair(lab.folder)
+    address = lab.network.reserved
+    memory = debian.MEMORY["squashfs" if plan.method == "squashfs" else "initramfs"]
+    node = {"mac": MAC, "ip": str(address), "method": plan.method, "resources": {"memory": memory}}
+    lab.server.default = debian.defaults(public)
+    settings = {"dhcp": {"mode": plan.mode.value}} if plan.alone else {}
+    lab.server.configure({NODE: node}, **settings)
+    screen.step(f"Import Debian: bootd image import {debian.NAME} {debian.SUITE} --profile FILE")
+    screen.say("This takes a minute or two the first time; it is kept under build/lab.")
+    made = await asyncio.to_thread(debian.install, lab.server)
+    if not made:
+        screen.say("An earlier run's image was there.")
+    screen.step("Start bootd" if plan.alone else "Start bootd beside it")
+    screen.say(f"nodes.yaml:\n{_indented(lab.server.nodes_file)}")
+    await lab.server.start()
+    explained = (await lab.server.ask("explain", NODE))["script"]
+    screen.say(f"method {explained['method']}: {explained['reason']}")
+    screen.step(
+        f"Power on a machine without a disk ({plan.firmware.value}), {memory} MiB of memory"
+    )
+    screen.power_on()
+    power_on = time.time()  # noqa: TID251 -- as in `_boot`
+    await lab.power_on("machine", MAC, plan.firmware, memory=memory)
+    boot = await _until_over(lab)
+    screen.end()
+    screen.say(f"\n{NODE} is up. What bootd saw of this boot, in seconds after power-on:\n", "good")
+    screen.say(stages(boot, power_on))
+    for command in SHOWN:
+        printed = await asyncio.to_thread(
+            debian.ssh, lab.server, key, NODE, str(address.ip), command
+        )
+        screen.say(f"\n$ ssh root@{NODE} {command}", "node")
+        screen.say(printed.rstrip())
+
+
+async def _until_over(lab: Lab) -> dict[str, Any]:
+    """The node's boot, when it is up. `LabError` where it fails or takes too long."""
+    try:
+        async with asyncio.timeout(WAIT):
+            while True:
+                boots = (await lab.server.ask("timeline", NODE))["boots"]
+                if boots and boots[-1]["outcome"] != "booting":
+                    break
+                await asyncio.sleep(1)
+    except TimeoutError:
+        raise LabError(f"{NODE} is not up after {WAIT:.0f} s") from None
+    boot: dict[str, Any] = boots[-1]
+    if boot["outcome"] != "up":
+        raise LabError(f"to bootd {NODE} is {boot['outcome']}: {boot['error']}")
+    return boot
 
 
 async def _boot(lab: Lab, screen: Screen, plan: Plan, demo_image: image.DemoImage) -> None:
@@ -221,6 +292,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="beside a DHCP server (default), or bootd alone, which gives the address too",
     )
     parser.add_argument(
+        "--image",
+        choices=["demo", debian.NAME],
+        default="demo",
+        help="what it boots: one page of init (default), or a whole Debian with systemd and ssh",
+    )
+    parser.add_argument(
+        "--method",
+        choices=["auto", "initramfs", "squashfs"],
+        default="auto",
+        help="how a Debian's root comes to the machine (default: auto)",
+    )
+    parser.add_argument(
         "--keep-log",
         type=Path,
         metavar="DIR",
@@ -231,6 +314,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if kept is not None and kept.exists() and not (kept / CAPTURE).exists():
         parser.error(f"{kept} is there and is no earlier demo's; name a new folder")
     return arguments
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    return Plan(
+        arguments.firmware,
+        arguments.mode,
+        arguments.keep_log,
+        arguments.image,
+        arguments.method,
+    )
 
 
 async def _interruptible(plan: Plan) -> None:
@@ -259,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require_root()
         shutil.rmtree(kept, ignore_errors=True)  # an earlier run's
-        asyncio.run(_interruptible(Plan(arguments.firmware, arguments.mode, arguments.keep_log)))
+        asyncio.run(_interruptible(_plan(arguments)))
     except asyncio.CancelledError:
         return 130
     except LabError as error:
