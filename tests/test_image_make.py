@@ -565,6 +565,15 @@ def test_a_suite_that_is_none_is_refused(wanted: suite.Wanted, says: str, tmp_pa
         suite.bootstrap(wanted, tmp_path, lambda _: None)
 
 
+def test_keys_that_are_missing_are_named_with_their_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "_KEYRING", str(tmp_path / "{}.gpg"))
+
+    with pytest.raises(ImageError, match=r"Ubuntu's .* apt-get install ubuntu-archive-keyring"):
+        suite.bootstrap(suite.Wanted("noble"), tmp_path, lambda _: None)
+
+
 def test_what_is_imported_may_not_unpack_to_more_than_is_allowed(
     root: Path, imported: Import, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from bootd.config.source import parse
 from bootd.image import tools
-from bootd.image.disk import ImageInputError
+from bootd.image.disk import ImageError, ImageInputError
 from bootd.image.sources.oci import architecture
 
 UBUNTU: Final = ("bionic", "focal", "jammy", "noble", "plucky", "questing", "resolute")
@@ -23,6 +23,7 @@ _SUITE = re.compile(r"[a-z][a-z0-9-]{1,40}", re.ASCII)
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(?::[a-z0-9-]+)?(?:[/=][\w.+:~-]+)?", re.ASCII)
 _VARIANTS: Final = ("minbase", "apt", "buildd", "important", "debootstrap", "standard", "essential")
 _KEYS: Final = ("description", "variant", "components", "packages", "debian", "ubuntu")
+_KEYRING: Final = "/usr/share/keyrings/{}-archive-keyring.gpg"
 _CLEAN: Final = 'rm -f "$1"/etc/ssh/ssh_host_*_key "$1"/etc/ssh/ssh_host_*_key.pub'
 """Whoever can fetch the image could read them; each node has its own by overlay ssh."""
 _MAX_PROFILE: Final = 1 << 20
@@ -135,8 +136,14 @@ def bootstrap(wanted: Wanted, root: Path, say: Callable[[str], None]) -> None:
         if not _PACKAGE.fullmatch(package):
             raise ImageInputError(f"{package[:80]!r} is no package's name")
     chosen = profile(wanted.profile)
+    whose = vendor(wanted.suite)
+    if not wanted.mirrors and not Path(_KEYRING.format(whose)).exists():
+        raise ImageError(
+            f"suite {wanted.suite}: the keys that sign {whose.capitalize()}'s packages are not "
+            f"here: apt-get install {whose}-archive-keyring"
+        )
     arch = architecture(wanted.architecture)
-    packages = dict.fromkeys((*chosen.of(vendor(wanted.suite), arch), *wanted.include))
+    packages = dict.fromkeys((*chosen.of(whose, arch), *wanted.include))
     options = [f"--variant={chosen.variant}", "--mode=root", f"--customize-hook={_CLEAN}"]
     if packages:
         options.append(f"--include={','.join(packages)}")
