@@ -378,5 +378,6 @@ def test_watch_shows_who_boots_first_and_leaves_out_who_never_asked() -> None:
     shown = screen.getvalue()
     assert shown.index("n003") < shown.index("n001")
     assert "n002" not in shown
+    assert "1 up" in shown
     assert "\x1b" not in shown
     assert "[red]x" in shown

@@ -45,6 +45,7 @@ def boot_row(boot: Boot, now: float, offset: float) -> dict[str, Any]:
     stage, last = boot.stage, boot.steps[-1] if boot.steps else None
     running = [step for step in boot.steps if step.ended is None and step.stage is stage]
     shown = running[-1] if running else last
+    ended = boot.ended if boot.ended is not None else now
     heard = max(boot.seen, shown.moved or 0.0) if shown is not None else boot.seen
     return {
         "boot": boot.id,
@@ -56,8 +57,8 @@ def boot_row(boot: Boot, now: float, offset: float) -> dict[str, Any]:
         "address": str(boot.address) if boot.address is not None else None,
         "firmware": boot.kind.value if boot.kind is not None else None,
         "started": round(boot.started + offset, 3),
-        "seconds": round((boot.ended if boot.ended is not None else now) - boot.started, 3),
-        "age": round(now - heard, 3),
+        "seconds": round(max(ended - boot.started, 0.0), 3),
+        "age": round(max(now - heard, 0.0), 3),
         "stale": list(boot.stale) if boot.stale is not None and boot.outcome == "up" else None,
         "refresh": describe_refresh(boot.refresh, now, offset),
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any, Final
 
 import click
 
+from bootd.boots.timeline import Stage
 from bootd.cli.client import Client, client_for
 from bootd.cli.common import (
     WrongInput,
@@ -21,6 +23,7 @@ from bootd.text import escape, unfold
 
 HEADINGS: Final = ["NODE", "STAGE", "BYTES", "%", "RATE", "TOOK", "SEEN", "REBOOT", "ERROR"]
 _COLOURS: Final = {"up": "green", "fail": "red"}
+_RANKS: Final = {"failed": 0, "booting": 1, "up": 2}
 
 
 def row(status: dict[str, Any]) -> list[str]:
@@ -106,14 +109,29 @@ def watch(names: tuple[str, ...], config: str, interval: float) -> None:
             live.update(_picture(client, names), refresh=True)
 
 
+def _urgency(status: dict[str, Any]) -> tuple[int, float]:
+    """Failed ones first, then those that have been booting for longest, then who came up last."""
+    rank = _RANKS.get(status["outcome"], 1)
+    return rank, status["age"] if rank == _RANKS["up"] else -status["seconds"]
+
+
+def _summary(seen: list[dict[str, Any]]) -> str:
+    """``3 failed, 12 kernel, 97 up``."""
+    counts = Counter("failed" if each["outcome"] == "failed" else each["stage"] for each in seen)
+    order = ("failed", *(stage.value for stage in Stage))
+    return ", ".join(f"{counts[name]} {name}" for name in order if counts[name]) or "no boots yet"
+
+
 def _picture(client: Client, names: tuple[str, ...]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
     answer = _select(client.get("status"), names)
     seen = [each for each in _rows(answer) if each["stage"] is not None]
-    seen.sort(key=lambda each: (each["outcome"] == "up", each["age"]))
-    picture = Table(*HEADINGS, box=None, title=f"{len(seen)} boots, {time.strftime('%H:%M:%S')}")
+    seen.sort(key=_urgency)
+    picture = Table(box=None, title=f"{_summary(seen)} ({time.strftime('%H:%M:%S')})")
+    for heading in HEADINGS:
+        picture.add_column(heading, no_wrap=heading != "ERROR")
     for each in seen:
         # Text, not markup: an error message comes from a node.
         cells = [Text(escape(cell)) for cell in row(each)]
