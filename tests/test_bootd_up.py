@@ -1,4 +1,4 @@
-"""``bootd-up`` of overlay base: a node reports that it is up, by whatever its image can ask with."""
+"""``bootd-up`` of overlay base: a node says that it is up, by whatever its image can ask with."""
 
 from __future__ import annotations
 
