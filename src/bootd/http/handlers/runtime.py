@@ -65,7 +65,9 @@ def admitted(site: Site, asked: Asked, mac: Mac) -> Node:
 
 def _boot(site: Site, asked: Asked, mac: Mac, node: Node) -> Boot:
     """The boot that the node is in: it names it, in case this process was started since."""
-    said = asked.said("boot")
+    known = site.boots.of(mac)
+    # Ten thousand nodes ask each minute: of most there is nothing to learn from it.
+    said = asked.said("boot") if known is None or known.outcome != "up" else ""
     boot = site.boots.running(mac, said if _BOOT_ID.fullmatch(said) else "", node.name, asked.now)
     if boot.address is None:
         boot.address = asked.peer
