@@ -91,8 +91,8 @@ class History:
         if not changed and len(new) == len(old):
             return
         try:
-            data = (line for _, line in new.values())
-            await asyncio.to_thread(lambda: write_atomic(self._path, b"".join(data)))
+            lines = (line for _, line in new.values())
+            await asyncio.to_thread(write_atomic, self._path, lines)
         except OSError as error:
             log.error("state.write-failed", file=str(self._path), error=error.strerror)
         else:

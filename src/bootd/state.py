@@ -37,8 +37,8 @@ SETTLE: Final = 0.2
 _LEARNED: Final = "learned.json"
 
 
-def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Put `data` at `path` whole or not at all, also when the power fails.
+def write_atomic(path: Path, data: bytes | Iterable[bytes], mode: int = 0o600) -> None:
+    """Put `data`, one piece or many, at `path` whole or not at all, also when the power fails.
 
     Raises `OSError`; then what was there before is still there.
     """
@@ -46,7 +46,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
     try:
         with os.fdopen(fd, "wb") as file:
             os.fchmod(fd, mode)
-            file.write(data)
+            file.writelines((data,) if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(fd)
         Path(temporary).replace(path)
