@@ -465,9 +465,10 @@ def shown(figure: Figures) -> str:
     for name, (form, unit) in UNITS.items():
         if figure.get(name):
             decimals = form.partition(".")[2]
-            spread = f" [{figure['low']:.{decimals}} to {figure['high']:.{decimals}}]"
-            both = spread if name in ("rate", "requests") else ""
-            text.append(f"{figure[name]:{form}}{both} {unit}")
+            spread = ""
+            if name in ("rate", "requests"):
+                spread = f" [{figure['low']:.{decimals}} to {figure['high']:.{decimals}}]"
+            text.append(f"{figure[name]:{form}}{spread} {unit}")
     return " ".join(text)
 
 
