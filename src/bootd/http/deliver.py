@@ -15,13 +15,8 @@ from aiohttp.abc import AbstractStreamWriter
 from bootd.http.answer import Answer, OpenFile, Pieces
 from bootd.http.head import FAILED, SERVER, head, status_of
 from bootd.http.ranges import Decision, Failed, Span, decide
-from bootd.http.send import (
-    Aborted,
-    FileSource,
-    MemorySource,
-    Sender,
-    acknowledged,
-)
+from bootd.http.send import Aborted, Sender, acknowledged
+from bootd.http.sources import FileSource, MemorySource
 
 SMALL: Final = 64 * 1024
 """Bytes of a body that go into the transport's buffer together with the head."""

@@ -17,15 +17,17 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import sys
 import termios
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Final, Protocol
 
 from bootd import metrics
+from bootd.http.sources import Source
 
 TURN: Final = 2 * 1024 * 1024
 """Bytes that one transfer may send before another gets its turn. Not less: a socket that is filled
@@ -42,10 +44,7 @@ STALL: Final = 150.0
 dead one may take, and far more than a switch or a disk holds an honest one up."""
 _LOOKS: Final = 4
 """How often in that time a socket that takes nothing is asked what was acknowledged."""
-AHEAD: Final = 4 * 1024 * 1024
-"""Bytes read ahead, in a thread, of a file that is not in the page cache."""
-_TOUCH: Final = 128 * 1024  # what the kernel reads at once where one byte is asked for
-_MAX_PIECES: Final = 64
+_EVENTS: Final = 1024
 _TCP_CLOSE: Final = b"\x07"  # include/net/tcp_states.h
 
 
@@ -107,110 +106,41 @@ def _is_reset(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
 
 
-class Source(Protocol):
-    """Where bytes come from."""
+class _Room:
+    """Says when sockets that were full have room again: edge-triggered (epoll(7)), so that nothing
+    has to be set and taken back for each turn. A loop's own way, `add_writer` and `remove_writer`,
+    takes several system calls a turn, more than the rest of it.
 
-    def send(self, sock: socket.socket, offset: int, limit: int) -> int:
-        """Send at most `limit` bytes from `offset`; how many went. 0: there are no more.
+    The one who waits must have seen EAGAIN: only then will there be an edge.
+    """
 
-        Raises `OSError` (`BlockingIOError` where the socket is full).
-        """
-        ...
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._waiting: dict[int, Callable[[], None]] = {}
+        loop.add_reader(self._epoll.fileno(), self._told)
 
-    def fetch(self, offset: int, limit: int) -> Callable[[], None] | None:
-        """What a thread has to do before these bytes can be sent without waiting for the disk;
-        None where that is nothing. The callable raises `OSError`."""
-        ...
+    def watch(self, fd: int, has_room: Callable[[], None]) -> None:
+        """Call `has_room` at each edge until `forget`; at once where there is room now."""
+        self._waiting[fd] = has_room
+        self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
 
+    def forget(self, fd: int) -> None:
+        """Before it is closed: a duplicate would be told of for ever."""
+        if self._waiting.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
 
-class FileSource:
-    """An open file of `size` bytes, sent by sendfile(2) from the page cache."""
+    def close(self) -> None:
+        """Watch nothing any more."""
+        self._waiting.clear()
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd = fd
-        self._size = size
-        self._known = -1  # up to where the file is known to be in the page cache
-        self._fetched = 0
-        self._byte = [bytearray(1)]
-        self._tells = True  # whether this file system says what is cached
-
-    def send(self, sock: socket.socket, offset: int, limit: int) -> int:
-        """As `Source.send`."""
-        return os.sendfile(sock.fileno(), self._fd, offset, limit)
-
-    def fetch(self, offset: int, limit: int) -> Callable[[], None] | None:
-        """As `Source.fetch`; brings `AHEAD` bytes in, so that the next turns need nothing."""
-        last = min(offset + limit, self._size) - 1
-        if last < self._fetched or last < self._known:
-            return None
-        stop = min(offset + max(limit, AHEAD), self._size)
-        if not self._absent(stop - 1) and (offset <= self._known or not self._absent(offset)):
-            self._known = stop
-            return None
-        self._fetched = stop
-        # A descriptor of its own: transfer and file may be over and closed before the disk is.
-        own = os.dup(self._fd)
-        return lambda: _read_ahead(own, offset, stop)
-
-    def _absent(self, offset: int) -> bool:
-        """True where the page cache lacks this byte, or the file system does not tell.
-
-        preadv2(2) with RWF_NOWAIT fails rather than wait for the disk.
-        """
-        if not self._tells:
-            return True
-        try:
-            os.preadv(self._fd, self._byte, offset, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:  # tmpfs and some network file systems: EOPNOTSUPP
-            self._tells = False
-            return True
-        return False
-
-
-def _read_ahead(fd: int, offset: int, stop: int) -> None:
-    """In a thread: bring part of a file into the page cache, and wait until it is there."""
-    try:
-        os.posix_fadvise(fd, offset, stop - offset, os.POSIX_FADV_WILLNEED)
-        byte = [bytearray(1)]
-        for at in range(offset, stop, _TOUCH):
-            os.preadv(fd, byte, at)
-    finally:
-        os.close(fd)
-
-
-class MemorySource:
-    """Pieces of memory, one behind the other, sent from where they are. Offsets only grow."""
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._views = [memoryview(piece) for piece in pieces if piece]
-        self._first = 0  # the first piece that is not all sent
-        self._before = 0  # bytes of the pieces before it
-
-    def send(self, sock: socket.socket, offset: int, limit: int) -> int:
-        """As `Source.send`."""
-        chosen = self._choose(offset, limit)
-        return sock.sendmsg(chosen) if chosen else 0
-
-    def fetch(self, offset: int, limit: int) -> Callable[[], None] | None:  # noqa: ARG002
-        """As `Source.fetch`: memory is there."""
-        return None
-
-    def _choose(self, offset: int, limit: int) -> list[memoryview]:
-        views = self._views
-        while self._first < len(views) and offset >= self._before + len(views[self._first]):
-            self._before += len(views[self._first])
-            self._first += 1
-        skip = offset - self._before
-        chosen: list[memoryview] = []
-        for view in views[self._first : self._first + _MAX_PIECES]:
-            chosen.append(view[skip : skip + limit])
-            limit -= len(chosen[-1])
-            skip = 0
-            if limit <= 0:
-                break
-        return chosen
+    def _told(self) -> None:
+        for fd, _ in self._epoll.poll(0, _EVENTS):
+            has_room = self._waiting.get(fd)
+            if has_room is not None:
+                has_room()
 
 
 class Sender:
@@ -228,6 +158,20 @@ class Sender:
         """Body bytes that left, of all transfers since the start."""
         self._ready: deque[_Transfer] = deque()
         self._in_rounds = False
+        self._room: _Room | None = None
+
+    @property
+    def room(self) -> _Room:
+        """Made when it is first needed: a sender may be made before its loop runs."""
+        if self._room is None:
+            self._room = _Room(asyncio.get_running_loop())
+        return self._room
+
+    def close(self) -> None:
+        """When no transfer is left."""
+        if self._room is not None:
+            self._room.close()
+            self._room = None
 
     def count(self, moved: int) -> None:
         """So many more bytes of bodies have left."""
@@ -311,6 +255,7 @@ class _Transfer:
         self._moved = moved
         self._progress = self._loop.time()
         self._queued = 0
+        self._room: _Room | None = None
         self._waiting = False
         self.done: asyncio.Future[None] = self._loop.create_future()
         self._watch = self._loop.call_later(sender.stall / _LOOKS, self._check)
@@ -318,8 +263,8 @@ class _Transfer:
     def stop(self) -> None:
         """Touch the socket no more."""
         self._watch.cancel()
-        if self._waiting:
-            self._loop.remove_writer(self._sock.fileno())
+        if self._room is not None:
+            self._room.forget(self._sock.fileno())
 
     def turn(self) -> int:
         """Send what the socket takes, at most `TURN` bytes, and line up again; how many went."""
@@ -347,20 +292,21 @@ class _Transfer:
         self._moved(sent)
         if self._left == 0:
             self.done.set_result(None)
-        elif sent < limit:
-            self._wait_for_room()
         else:
+            # Also when the socket seems full: whether it is, only EAGAIN says (`_Room`).
             self._sender.ready(self)
         return sent
 
     def _wait_for_room(self) -> None:
         self._waiting = True
-        self._loop.add_writer(self._sock.fileno(), self._has_room)
+        if self._room is None:
+            self._room = self._sender.room
+            self._room.watch(self._sock.fileno(), self._has_room)
 
     def _has_room(self) -> None:
-        self._waiting = False
-        self._loop.remove_writer(self._sock.fileno())
-        self._sender.ready(self)
+        if self._waiting:
+            self._waiting = False
+            self._sender.ready(self)
 
     def _wait_for(self, fetch: Callable[[], None]) -> None:
         future = self._loop.run_in_executor(self._sender.executor, fetch)

@@ -214,6 +214,7 @@ class HttpServer:
             # aiohttp takes its limit twice, and 0 for none at all.
             await self._http.shutdown(LAST_MOMENT)
         self._site.own_files.close()
+        self._sender.close()
         self._disk.shutdown(wait=False, cancel_futures=True)
 
     # ---- one request -----------------------------------------------------------------------------
