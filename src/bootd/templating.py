@@ -10,18 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from types import CodeType, TracebackType
+from types import CodeType, MappingProxyType, TracebackType
 from typing import Any, Final
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2 import Template as Compiled
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from bootd.model import Artefact, Image, NetDev, Node, ServerAddress, Template, dashed
+from bootd.model import (
+    Artefact,
+    Image,
+    Initrd,
+    Kernel,
+    NetDev,
+    Node,
+    ServerAddress,
+    Template,
+    dashed,
+)
 from bootd.text import undefined
 
 _SEPARATORS: Final = frozenset("\x85\u2028\u2029")
-_PLAIN: Final = frozenset((Node, NetDev, Image, Artefact, ServerAddress))
+_PLAIN: Final = frozenset((Node, NetDev, Image, Kernel, Artefact, Initrd, ServerAddress))
+_METHODS: Final = frozenset(dir(MappingProxyType))
 
 
 class ScriptError(Exception):
@@ -47,6 +58,16 @@ def one_line(value: Any) -> Any:
 
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja2's sandbox, which need not look twice at our own frozen values."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As the sandbox's, which takes a third of a script's time to look twice."""
+        if not attribute.startswith("_"):
+            kind = type(obj)
+            if kind in _PLAIN and hasattr(obj, attribute):
+                return getattr(obj, attribute)
+            if kind is MappingProxyType and attribute not in _METHODS and attribute in obj:
+                return obj[attribute]
+        return super().getattr(obj, attribute)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """As the sandbox's."""
