@@ -3,7 +3,9 @@ from __future__ import annotations
 from itertools import count
 
 from bootd.boots.timeline import KEPT_BOOTS, MAX_STEPS, Boots, Stage
+from bootd.cli.status import row
 from bootd.model import Arch, ClientKind, Mac
+from bootd.status import boot_row
 
 MAC = Mac("52:54:00:12:34:56")
 
@@ -167,3 +169,16 @@ def test_a_token_from_before_a_restart_brings_its_boot_back() -> None:
 
     assert log.adopt(MAC, "feedface", "n001", window=600.0, now=6.0) is boot
     assert log.of(MAC) is boot
+
+
+def test_a_machine_sent_to_its_own_disk_is_not_booting_for_ever() -> None:
+    log = boots()
+    for detail in ("local", "grub local", "pxelinux local"):
+        boot = log.discover(MAC, "n001", ClientKind.PXE, Arch.EFI_X64, 10.0)
+        log.note(MAC, Stage.SCRIPT, 12.0, detail=detail)
+
+        shown = boot_row(boot, 500.0, 0.0)
+
+        assert (shown["outcome"], shown["seconds"]) == ("local", 2.0)
+        assert log.describe(boot, 500.0)["outcome"] == "local"
+        assert row(shown | {"node": "n001"})[1] == "local disk"

@@ -46,11 +46,13 @@ def boot_row(boot: Boot, now: float, offset: float) -> dict[str, Any]:
     running = [step for step in boot.steps if step.ended is None and step.stage is stage]
     shown = running[-1] if running else last
     ended = boot.ended if boot.ended is not None else now
+    if boot.state == "local" and last is not None:
+        ended = last.begun
     heard = max(boot.seen, shown.moved or 0.0) if shown is not None else boot.seen
     return {
         "boot": boot.id,
         "stage": stage.value,
-        "outcome": boot.outcome or "booting",
+        "outcome": boot.state,
         "waits": shown is not None and shown.outcome == BUSY and not boot.outcome,
         "error": boot.error,
         **(progress(shown, now) if shown is not None else _NOTHING),

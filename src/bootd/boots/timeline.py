@@ -126,6 +126,16 @@ class Boot:
             return Stage.FAIL
         return max((step.stage for step in self.steps), key=_ORDER.__getitem__, default=Stage.DHCP)
 
+    @property
+    def state(self) -> str:
+        """``booting``, ``up``, ``failed``; or ``local``: it was sent to its own disk, after which
+        nothing more is heard of it."""
+        last = self.steps[-1] if self.steps else None
+        if not self.outcome and last is not None and last.stage is Stage.SCRIPT:
+            # "local", "grub local", "pxelinux local": `bootd.configs`
+            return "local" if last.detail.split()[-1:] == ["local"] else "booting"
+        return self.outcome or "booting"
+
     def image_of(self, registry: Registry, node: Node) -> Image | None:
         """The image that `node` gets in this boot."""
         kept = self.image
@@ -357,7 +367,7 @@ class Boots:
             "mac": boot.mac,
             "node": boot.node,
             "stage": boot.stage.value,
-            "outcome": boot.outcome or "booting",
+            "outcome": boot.state,
             "error": boot.error,
             "firmware": boot.kind.value if boot.kind is not None else None,
             "arch": int(boot.arch) if boot.arch is not None else None,

@@ -23,7 +23,7 @@ from bootd.text import escape, unfold
 
 HEADINGS: Final = ["NODE", "STAGE", "BYTES", "%", "RATE", "TOOK", "SEEN", "REBOOT", "ERROR"]
 _COLOURS: Final = {"up": "green", "fail": "red"}
-_RANKS: Final = {"failed": 0, "booting": 1, "up": 2}
+_RANKS: Final = {"failed": 0, "booting": 1, "up": 2, "local": 2}
 
 
 def row(status: dict[str, Any]) -> list[str]:
@@ -33,7 +33,7 @@ def row(status: dict[str, Any]) -> list[str]:
         return [name, "-", "-", "-", "-", "-", "-", "-", ""]
     return [
         name,
-        f"{status['stage']}, waits" if status.get("waits") else status["stage"],
+        _stage(status),
         size(status["bytes"]) if status["bytes"] else "-",
         f"{status['percent']:.0f}" if status["percent"] is not None else "-",
         f"{size(status['rate'])}/s" if status["rate"] else "-",
@@ -42,6 +42,12 @@ def row(status: dict[str, Any]) -> list[str]:
         _reboot(status),
         status["error"] or _refresh_error(status["refresh"]),
     ]
+
+
+def _stage(status: dict[str, Any]) -> str:
+    if status.get("outcome") == "local":
+        return "local disk"
+    return f"{status['stage']}, waits" if status.get("waits") else str(status["stage"])
 
 
 def _reboot(status: dict[str, Any]) -> str:
@@ -117,8 +123,9 @@ def _urgency(status: dict[str, Any]) -> tuple[int, float]:
 
 def _summary(seen: list[dict[str, Any]]) -> str:
     """``3 failed, 12 kernel, 97 up``."""
-    counts = Counter("failed" if each["outcome"] == "failed" else each["stage"] for each in seen)
-    order = ("failed", *(stage.value for stage in Stage))
+    ends = ("failed", "local")
+    counts = Counter(o if (o := each["outcome"]) in ends else each["stage"] for each in seen)
+    order = (*ends, *(stage.value for stage in Stage))
     return ", ".join(f"{counts[name]} {name}" for name in order if counts[name]) or "no boots yet"
 
 
