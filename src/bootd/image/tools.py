@@ -23,6 +23,7 @@ PACKAGES: Final = {
     "mmdebstrap": "mmdebstrap",
     "systemd-nspawn": "systemd-container",
     "mount": "mount",
+    "unshare": "util-linux",
     "umount": "mount",
 }
 """Program to the Debian package that has it."""

@@ -157,7 +157,8 @@ def bootstrap(wanted: Wanted, root: Path, say: Callable[[str], None]) -> None:
         if line.startswith(("I: ", "W: ")):
             say(line[3:])
 
+    # What it mounts below the root is seen by itself only: even a SIGKILL leaves no mount behind.
     tools.run(
-        "mmdebstrap", "--format=directory", *options, "--", wanted.suite, str(root),
-        *wanted.mirrors, what=f"suite {wanted.suite}", say=told,
+        "unshare", "--mount", "--", tools.find("mmdebstrap"), "--format=directory", *options, "--",
+        wanted.suite, str(root), *wanted.mirrors, what=f"suite {wanted.suite}", say=told,
     )  # fmt: skip
