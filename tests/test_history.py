@@ -19,7 +19,7 @@ from bootd import history
 from bootd.boots import record
 from bootd.boots.record import CUT_OFF, RecordError, dump, parse
 from bootd.boots.timeline import Boot, Boots, Refresh, Stage, Step
-from bootd.history import History
+from bootd.history import COARSE, History
 from bootd.model import Arch, Artefact, ClientKind, Image, Mac
 
 MAC, OTHER = Mac("52:54:00:12:34:56"), Mac("52:54:00:12:34:57")
@@ -219,6 +219,36 @@ async def test_nothing_new_is_not_written_again(tmp_path: Path) -> None:
     first.up(boot, 5.0)
     await keeper.save()
     assert b'"outcome":"up"' in file.read_bytes()
+
+
+async def test_a_running_node_that_asks_every_minute_is_not_written_down_each_time(
+    tmp_path: Path,
+) -> None:
+    first = boots()
+    boot = first.discover(MAC, "n001", ClientKind.PXE, 7, 0.0)
+    first.up(boot, 5.0)
+    keeper = History(first, str(tmp_path))
+    file = tmp_path / "boots.jsonl"
+
+    def ask(now: float, result: str = "unchanged") -> None:
+        boot.seen, boot.refresh = now, Refresh(now, result, "0" * 64)
+
+    ask(6.0)
+    await keeper.save()
+    before = file.stat().st_ino
+
+    ask(66.0)
+    await keeper.save()
+    assert file.stat().st_ino == before
+
+    ask(126.0, "failed")
+    await keeper.save()
+    assert b'"failed"' in file.read_bytes()
+
+    ask(126.0 + COARSE, "failed")
+    before = file.stat().st_ino
+    await keeper.save()
+    assert file.stat().st_ino != before
 
 
 async def test_a_damaged_file_costs_the_boots_that_it_damages(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ SLICE: Final = 20
 """Boots put into words in one turn of the event loop: about a millisecond."""
 MARKS: Final = 500
 """Boots looked at in one turn."""
+COARSE: Final = 300.0
+"""Seconds after which it is written down that a running node was heard again, and nothing else."""
 
 _Mark = tuple[object, ...]
 
@@ -110,9 +112,14 @@ class History:
 
 def _mark(boot: Boot) -> _Mark:
     """What is different whenever a line of this boot would be."""
-    refreshed = boot.refresh.at if boot.refresh is not None else None
+    seen, refresh = boot.seen, boot.refresh
+    told: tuple[object, ...] = ()
+    if boot.outcome == "up":  # a running node asks every minute: that it did so again can wait
+        seen //= COARSE
+    if refresh is not None:
+        told = (refresh.at // COARSE, refresh.result, refresh.digest, refresh.error)
     ended = [step.ended for step in boot.steps[-4:]]
-    return boot.seen, boot.outcome, boot.stale, refreshed, boot.node, len(boot.steps), *ended
+    return seen, boot.outcome, boot.stale, told, boot.node, len(boot.steps), *ended
 
 
 def read(path: Path, offset: float) -> tuple[list[Boot], int]:

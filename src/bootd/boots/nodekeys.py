@@ -12,6 +12,7 @@ import base64
 import hmac
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from bootd.model import Mac
@@ -26,6 +27,8 @@ _TEXT: Final = re.compile(rf"[A-Za-z0-9_-]{{{KEY_LENGTH}}}", re.ASCII)
 _BEARER: Final = re.compile(r"Bearer +([!-~]{1,256})", re.ASCII | re.IGNORECASE)
 
 
+# Running nodes show theirs every minute, and OpenSSL takes some 50 us for one.
+@lru_cache(maxsize=32_768)
 def derive(secret: bytes, name: str, mac: Mac) -> str:
     """The key of node `name` with `mac`, from a secret of at least `SECRET_SIZE` bytes."""
     if len(secret) < SECRET_SIZE:
