@@ -34,7 +34,7 @@ TURN: Final = 2 * 1024 * 1024
 goes on by itself, as acknowledgements come in, without a system call of ours."""
 ROUND: Final = 2 * 1024 * 1024
 """Bytes after which the loop looks at its other sockets: about half a millisecond."""
-UNSENT: Final = 2 * 1024 * 1024
+UNSENT: Final = 768 * 1024
 """Bytes that wait in a socket behind what is in flight (TCP_NOTSENT_LOWAT): with 256 downloads,
 whole socket buffers in front of it would keep a DHCP answer for tens of milliseconds."""
 MIN_COST: Final = 32 * 1024
