@@ -6,7 +6,7 @@ Large files: clients download 256 MB again and again and throw the bytes away in
 the servers are measured. Small answers: wrk with 64 connections. While 256 clients download, one
 more asks bootd for a script fifty times a second, and a machine sends DISCOVER as often. Server and
 clients are in network namespaces joined by a veth pair, each on its own core where there are two.
-bootd is the whole daemon, with its log. nginx is Debian's, unpacked under ``build/peers`` where it
+bootd is the whole daemon, with its log. nginx is Debian's, unpacked under ``build/lab`` where it
 is not installed, and never started as a service; Go's server is left out where there is no Go.
 Needs root, and wrk for the small answers.
 """
@@ -288,14 +288,17 @@ def bootd(folder: Path) -> list[str]:
 
 
 def nginx(folder: Path) -> list[str]:
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"  {kind}_temp_path {folder}/{kind};\n" for kind in kinds)
     (folder / "nginx.conf").write_text(
         f"worker_processes 1; daemon off; master_process off; pid {folder}/pid;\n"
         f"error_log {folder}/error.log; user root;\n"
         "events { worker_connections 4096; }\n"
         "http { sendfile on; tcp_nopush on; keepalive_requests 1000000; access_log off;\n"
+        f"{temporary}"
         f"  server {{ listen {PORT} backlog=4096; root {folder}/files; }} }}\n"
     )
-    return [*peer("nginx", "nginx-light", "nginx-common"), "-c", f"{folder}/nginx.conf"]
+    return [*peer("nginx", "nginx-light"), "-c", f"{folder}/nginx.conf"]
 
 
 AIOHTTP: Final = """

@@ -7,7 +7,7 @@ Server and clients are in network namespaces joined by a veth pair, each on its 
 there are two. Losses and round trips are made by the clients, alike for every server: they drop
 what they receive, and their own ACKs, by chance; they hold an ACK back. They wait three seconds, as
 EDK2 does, before they repeat anything. bootd is the whole daemon. The peers are Debian's, installed
-or else unpacked under ``build/peers`` and never started as services. Needs root.
+or else unpacked under ``build/lab`` and never started as services. Needs root.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+ROOT: Final = Path(__file__).resolve().parent.parent
+# As a script this file brings its folder, whose http.py stands in the standard library's way.
+sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != ROOT / "bench")]
+
+from tests.lab.packages import borrow  # noqa: E402
+
 PREFIX: Final = f"tb{os.getpid()}"
 SERVER: Final = "10.98.0.1"
 CLIENT: Final = "10.98.0.2"
@@ -39,7 +45,6 @@ FILE: Final = "loader.efi"
 SIZE: Final = 1_000_000
 BLKSIZE: Final = 1468
 PATIENCE: Final = 3.0
-PEERS: Final = Path(__file__).parent.parent / "build" / "peers"
 
 
 @dataclass(frozen=True)
@@ -265,12 +270,12 @@ def dnsmasq(folder: Path) -> list[str]:
 
 
 def tftpd_hpa(folder: Path) -> list[str]:
-    program = peer("in.tftpd", "tftpd-hpa", "libwrap0", "libnsl2", "libtirpc3")
+    program = peer("in.tftpd", "tftpd-hpa")
     return [*program, "-L", "-a", ":69", "-u", "root", "-s", f"{folder}/files"]
 
 
 def atftpd(folder: Path) -> list[str]:
-    program = peer("atftpd", "atftpd", "libwrap0", "libnsl2", "libtirpc3")
+    program = peer("atftpd", "atftpd")
     return [
         *program, "--daemon", "--no-fork", "--user", "root", "--group", "root",
         "--maxthread", "2000", "--logfile", "/dev/null", f"{folder}/files",
@@ -285,21 +290,10 @@ SERVERS: Final[dict[str, Callable[[Path], list[str]]]] = {
 }
 
 
-def peer(program: str, *packages: str) -> list[str]:
-    """The program where it is installed, or unpacked from its packages beside this checkout."""
-    installed = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
-    if installed is not None:
-        return [installed]
-    folder = PEERS / packages[0]  # each its own: tftpd-hpa and atftpd both have an in.tftpd
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        with tempfile.TemporaryDirectory() as downloads:
-            get = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *packages]
-            subprocess.run(get, cwd=downloads, check=True)
-            for archive in Path(downloads).glob("*.deb"):
-                subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
-    libraries = ":".join({str(found.parent) for found in folder.rglob("*.so.*")})
-    return ["env", f"LD_LIBRARY_PATH={libraries}", str(folder / "usr/sbin" / program)]
+def peer(program: str, package: str) -> list[str]:
+    """The program where it is installed, or unpacked from its package, without its service."""
+    path, environment = borrow(program, package)
+    return ["env", *(f"{name}={value}" for name, value in environment.items()), str(path)]
 
 
 def cpu_seconds(process: int) -> float:
