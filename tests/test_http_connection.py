@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import os
 import random
 import re
@@ -281,21 +283,106 @@ async def test_a_file_that_is_replaced_or_deleted_is_sent_as_it_was(service: Ser
 async def test_a_file_that_is_truncated_ends_the_connection_and_nothing_else_follows(
     service: Service,
 ) -> None:
+    """At a place that waits in a socket: the kernel zeroes the rest of its page there."""
     size = 32 << 20
     path = large_kernel(service, size)
     reader, writer, length = await begin_download(service)
+    await until(lambda: service.server._sender.moved > 2 << 20)
 
-    os.truncate(path, 1 << 20)
+    with capture_logs() as logs:
+        await asyncio.to_thread(os.truncate, path, (1 << 20) + 100)
+        got = await rest(reader)
 
+    assert len(got) < length
+    assert expected(size).startswith(got)
+    assert b"ok\n" not in got[-10:]
+    assert [line["outcome"] for line in logs] == ["file-changed"]
+    assert (await service.get("/healthz")).status == 200
+    writer.close()
+
+
+async def rest(reader: asyncio.StreamReader) -> bytes:
+    """What still comes until the connection ends."""
     got = b""
     with contextlib.suppress(ConnectionError):
         while chunk := await asyncio.wait_for(reader.read(1 << 20), 10):
             got += chunk
-    assert len(got) < length
+    return got
+
+
+async def test_who_opens_a_file_to_write_into_it_waits_until_no_socket_holds_it(
+    service: Service,
+) -> None:
+    size = 32 << 20
+    path = large_kernel(service, size)
+    downloads = [await begin_download(service) for _ in range(3)]
+
+    def overwrite() -> None:
+        with path.open("r+b") as file:
+            file.write(b"new" * (size // 3))
+
+    await asyncio.to_thread(overwrite)
+
+    for reader, writer, _ in downloads:
+        got = await rest(reader)
+        assert len(got) < size
+        assert expected(size).startswith(got)
+        writer.close()
+
+
+@pytest.mark.parametrize("change", ["truncate", "leave"])
+async def test_a_file_that_someone_has_open_for_writing_is_copied(
+    service: Service, change: str
+) -> None:
+    """It cannot be leased."""
+    size = 16 << 20
+    path = large_kernel(service, size)
+    with path.open("r+b") as file:
+        reader, writer, _ = await begin_download(service)
+        await until(lambda: service.server._sender.moved > 1 << 20)
+        if change == "truncate":
+            file.truncate((1 << 20) + 100)
+
+        got = await rest(reader) if change == "truncate" else await reader.readexactly(size)
+
     assert expected(size).startswith(got)
-    assert b"ok\n" not in got[-10:]
-    assert (await service.get("/healthz")).status == 200
+    assert (len(got) == size) is (change == "leave")
     writer.close()
+
+
+async def test_an_operator_is_told_once_of_a_disk_without_leases(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, command: int, argument: int = 0) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    size = 1 << 20
+    large_kernel(service, size)
+
+    with capture_logs() as logs:
+        for _ in range(2):
+            assert (await service.get(KERNEL_PATH)).body == expected(size)
+
+    told = [line for line in logs if line["event"] == "http.no-lease"]
+    assert [line["reason"] for line in told] == ["this file system has no leases"]
+
+
+async def test_a_file_is_free_again_when_nobody_is_sent_it(service: Service) -> None:
+    path = large_kernel(service, 8 << 20)
+    _, writer, _ = await begin_download(service)
+    assert leased(path)
+
+    writer.transport.abort()
+
+    await until(lambda: not leased(path))
+
+
+def leased(path: Path) -> bool:
+    """As the kernel has it (proc_locks(5))."""
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    inode = str(path.stat().st_ino)
+    return any(lock[1] == "LEASE" and lock[5].endswith(f":{inode}") for lock in locks)
 
 
 async def test_a_reader_that_takes_nothing_is_let_go(service: Service) -> None:

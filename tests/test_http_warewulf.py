@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -15,6 +16,9 @@ import pytest
 
 from bootd.boots import warewulf
 from bootd.boots.nodekeys import derive
+from bootd.http.answer import OpenFile
+from bootd.http.recode import Recoded
+from bootd.http.send import Aborted
 from bootd.model import NetDev, SecuritySettings
 from bootd.overlay.compress import compress
 from tests.http_site import (
@@ -381,6 +385,19 @@ async def test_a_damaged_file_is_no_whole_answer_in_another_form(service: Servic
     with pytest.raises((asyncio.IncompleteReadError, ConnectionError, ValueError)):
         await ask(service, f"/image/{DASHED}?compress=zst", low=False)
     assert (await service.get("/healthz")).status == 200
+
+
+def test_a_file_that_becomes_shorter_is_no_whole_one_in_another_form(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(4 << 20))
+    opened = OpenFile(os.open(path, os.O_RDONLY), "image")
+    source = Recoded(opened, "gz")
+    os.truncate(path, 1 << 20)
+
+    with pytest.raises(Aborted, match="short-file"):
+        list(iter(source.read, b""))
+    source.close()
+    opened.close()
 
 
 async def test_any_number_of_clients_may_want_another_form(service: Service) -> None:

@@ -16,6 +16,15 @@ SETTINGS = "interfaces: [lo]\n"
 NODES = "nodes:\n  n001: {mac: 52:54:00:12:34:56}\n  n002: {mac: 52:54:00:12:34:57}\n"
 FETCH = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
 
+LEASES = """
+import socket
+with socket.create_connection(("127.0.0.1", 9873)) as sock:
+    sock.sendall(b"GET /initramfs/52-54-00-12-34-56 HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    assert sock.recv(1 << 20).startswith(b"HTTP/1.1 200")
+    sock.recv(1 << 20)
+    print(open("/proc/locks").read())
+"""
+
 
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Container]:
@@ -44,16 +53,16 @@ def dropped_in(machine: Container, text: str) -> None:
     machine.run("systemctl", "daemon-reload")
 
 
-def test_it_starts_to_ready_as_its_own_user_with_two_capabilities(machine: Container) -> None:
+def test_it_starts_to_ready_as_its_own_user_with_three_capabilities(machine: Container) -> None:
     assert machine.property("ActiveState") == "active"
     assert machine.property("StatusText") == "Serving 2 nodes, registry generation 1"
     pid = machine.property("MainPID")
     status = machine.read(f"/proc/{pid}/status")
     uid = machine.run("id", "-u", "bootd").stdout.strip()
     assert re.search(rf"^Uid:\t{uid}\t{uid}", status, re.M)
-    # CAP_NET_BIND_SERVICE is bit 10, CAP_NET_RAW bit 13.
+    # CAP_NET_BIND_SERVICE is bit 10, CAP_NET_RAW bit 13, CAP_LEASE bit 28.
     for line in ("CapEff", "CapPrm", "CapBnd", "CapAmb"):
-        assert re.search(rf"^{line}:\t0*{1 << 10 | 1 << 13:x}$", status, re.M), status
+        assert re.search(rf"^{line}:\t0*{1 << 10 | 1 << 13 | 1 << 28:x}$", status, re.M), status
     assert re.search(r"^NoNewPrivs:\t1$", status, re.M)
     assert re.search(r"^Seccomp:\t2$", status, re.M)
 
@@ -70,6 +79,24 @@ def test_the_ports_below_1024_are_open(machine: Container) -> None:
             "python3", "-c", FETCH, "http://127.0.0.1:9873/ipxe/52-54-00-12-34-56"
         ).stdout
     )
+
+
+def test_a_file_that_root_imported_is_leased_while_it_is_sent(machine: Container) -> None:
+    """A lease on another user's file needs CAP_LEASE, and what is not leased has to be copied."""
+    # As far as an import looks: a boot sector with the signature of Linux' boot protocol.
+    machine.run("python3", "-c", "open('/root/kernel', 'wb').write("
+                "bytes(510) + b'\\x55\\xaa\\xeb\\x66HdrS\\x0f\\x02' + bytes(4000))")  # fmt: skip
+    machine.run("dd", "if=/dev/urandom", "of=/root/initramfs", "bs=1M", "count=32")
+    machine.run(
+        "/opt/bootd/bin/bootd", "image", "import", "demo",
+        "--kernel", "/root/kernel", "--initramfs", "/root/initramfs",
+    )  # fmt: skip
+    machine.write("/etc/bootd/nodes.yaml", NODES.replace("34:56}", "34:56, image: demo}"))
+    machine.run("systemctl", "reload", "bootd")
+
+    shown = machine.run("python3", "-c", LEASES).stdout
+
+    assert f"LEASE ACTIVE READ {machine.property('MainPID')} " in " ".join(shown.split())
 
 
 def test_a_reload_with_a_good_file_succeeds_and_says_what_changed(machine: Container) -> None:

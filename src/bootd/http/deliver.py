@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,8 +14,8 @@ from aiohttp.abc import AbstractStreamWriter
 from bootd.http.answer import Answer, OpenFile, Pieces
 from bootd.http.head import FAILED, SERVER, head, status_of
 from bootd.http.ranges import Decision, Failed, Span, decide
-from bootd.http.send import Aborted, Sender, acknowledged
-from bootd.http.sources import FileSource, MemorySource
+from bootd.http.send import Aborted, Sender, acknowledged, cut
+from bootd.http.sources import CopySource, FileSource, MemorySource, Source, read_unchanged
 
 SMALL: Final = 64 * 1024
 """Bytes of a body that go into the transport's buffer together with the head."""
@@ -100,7 +99,7 @@ async def deliver(
     if delivery.outcome != "ok":
         delivery.response.force_close()
         if request.transport is not None:
-            request.transport.abort()
+            cut(request.transport)
     return delivery
 
 
@@ -145,31 +144,54 @@ async def _send_sized(
         span = Span(span.status, 0, len(body[0]))
     if not isinstance(span, Span) or not span.length:
         transport.write(first)
-    elif isinstance(body, tuple) and span.length <= SMALL:
-        transport.write(first + b"".join(body)[span.start : span.start + span.length])
+    elif span.length <= SMALL:
+        transport.write(first + await _read(body, span.start, span.length, sender))
         moved(span.length)
     elif transport.get_extra_info("sslcontext") is None:
-        await _send_past(transport, writer, first, body, span, sender, moved)
+        with _source(body, transport, sender) as source:
+            await _send_past(transport, writer, first, source, span, sender, moved)
+            await acknowledged(transport, sender.stall, unsaid=_unsaid(request))
     else:
-        transport.write(first)
-        async with aclosing(_read(body, span, sender)) as chunks:
-            async for chunk in chunks:
-                transport.write(chunk)
-                async with asyncio.timeout(sender.stall):
-                    await writer.drain()
-                moved(len(chunk))
+        await _send_through(transport, writer, first, body, span, sender, moved)
+        await acknowledged(transport, sender.stall, unsaid=_unsaid(request))
     async with asyncio.timeout(sender.stall):
         await writer.drain()
-    if isinstance(span, Span) and span.length > SMALL:
-        firmware = request.headers.get("User-Agent", "").startswith(_RESETS)
-        await acknowledged(transport, sender.stall, unsaid=_UNSAID if firmware else 0)
+
+
+def _unsaid(request: web.BaseRequest) -> int:
+    firmware = request.headers.get("User-Agent", "").startswith(_RESETS)
+    return _UNSAID if firmware else 0
+
+
+@contextmanager
+def _source(
+    body: Pieces | OpenFile, transport: asyncio.Transport, sender: Sender
+) -> Iterator[Source]:
+    """Where `body` comes from; a file stays as it is until the client has all of it. Raises
+    `Aborted` where somebody was about to change it before."""
+    if not isinstance(body, OpenFile):
+        yield MemorySource(body)
+        return
+    hold = sender.leases.hold(body.fd, lambda: cut(transport))
+    if hold is None:
+        yield CopySource(body.fd, body.size)
+        return
+    try:
+        yield FileSource(body.fd, body.size)
+    except BaseException as exc:
+        cut(transport)  # before anybody else may have the file
+        if isinstance(exc, Aborted) and hold.lost is not None:
+            raise Aborted("file-changed", hold.lost) from None
+        raise
+    finally:
+        hold.release()
 
 
 async def _send_past(
     transport: asyncio.Transport,
     writer: AbstractStreamWriter,
     first: bytes,
-    body: Pieces | OpenFile,
+    source: Source,
     span: Span,
     sender: Sender,
     moved: Moved,
@@ -180,30 +202,45 @@ async def _send_past(
         transport.write(first)
         async with asyncio.timeout(sender.stall):
             await writer.drain()
-        source = (
-            FileSource(body.fd, body.size) if isinstance(body, OpenFile) else MemorySource(body)
-        )
         await sender.send(transport, source, span.start, span.length, moved)
     finally:
         if not transport.is_closing():
             transport.set_write_buffer_limits()
 
 
-async def _read(body: Pieces | OpenFile, span: Span, sender: Sender) -> AsyncGenerator[bytes, None]:
-    """The bytes of `span` in chunks. Raises `Aborted` for a file that has become shorter."""
+async def _send_through(
+    transport: asyncio.Transport,
+    writer: AbstractStreamWriter,
+    first: bytes,
+    body: Pieces | OpenFile,
+    span: Span,
+    sender: Sender,
+    moved: Moved,
+) -> None:
+    """Send through a transport that encrypts."""
+    if not isinstance(body, OpenFile):
+        body = (b"".join(body),)
+    transport.write(first)
+    for start in range(span.start, span.start + span.length, _CHUNK):
+        size = min(_CHUNK, span.start + span.length - start)
+        transport.write(await _read(body, start, size, sender))
+        async with asyncio.timeout(sender.stall):
+            await writer.drain()
+        moved(size)
+
+
+async def _read(body: Pieces | OpenFile, start: int, size: int, sender: Sender) -> bytes:
+    """So many bytes of `body`. Raises `Aborted` for a file that has become shorter."""
+    if not isinstance(body, OpenFile):
+        return b"".join(body)[start : start + size]
     loop = asyncio.get_running_loop()
-    offset, stop = span.start, span.start + span.length
-    whole = b"" if isinstance(body, OpenFile) else b"".join(body)
-    while offset < stop:
-        size = min(_CHUNK, stop - offset)
-        if isinstance(body, OpenFile):
-            chunk = await loop.run_in_executor(sender.executor, os.pread, body.fd, size, offset)
-        else:
-            chunk = whole[offset : offset + size]
-        if not chunk:
-            raise Aborted("short-file")
-        offset += len(chunk)
-        yield chunk
+    try:
+        data = await loop.run_in_executor(sender.executor, read_unchanged, body.fd, size, start)
+    except OSError as exc:
+        raise Aborted("io-error") from exc
+    if len(data) < size:
+        raise Aborted("short-file")
+    return data
 
 
 async def _send_chunked(

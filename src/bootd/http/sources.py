@@ -15,6 +15,7 @@ AHEAD: Final = 4 * 1024 * 1024
 """Bytes read ahead, in a thread, of a file that is not in the page cache."""
 _TOUCH: Final = 128 * 1024  # what the kernel reads at once where one byte is asked for
 _MAX_PIECES: Final = 64
+_COPY: Final = 128 * 1024
 
 
 class Source(Protocol):
@@ -34,7 +35,7 @@ class Source(Protocol):
 
 
 class FileSource:
-    """An open file of `size` bytes, sent by sendfile(2) from the page cache."""
+    """An open file of `size` bytes that nobody changes, sent by sendfile(2) from the page cache."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
@@ -88,6 +89,26 @@ def _read_ahead(fd: int, offset: int, stop: int) -> None:
             os.preadv(fd, byte, at)
     finally:
         os.close(fd)
+
+
+class CopySource(FileSource):
+    """An open file that is not leased (`http.leases`): what is sent is a copy of its bytes, since a
+    page that waits in a socket becomes what somebody makes of the file meanwhile."""
+
+    def send(self, sock: socket.socket, offset: int, limit: int) -> int:
+        """As `Source.send`."""
+        copy = read_unchanged(self._fd, min(limit, _COPY), offset)
+        return sock.send(copy) if copy else 0
+
+
+def read_unchanged(fd: int, count: int, offset: int) -> bytes:
+    """Up to `count` bytes from `offset`; none where the file has become shorter than that.
+
+    The kernel first makes a file shorter and then zeroes the rest of its last page: where it has
+    kept its length until now, these are no zeros of that kind. Raises `OSError`.
+    """
+    data = os.pread(fd, count, offset)
+    return data if os.fstat(fd).st_size >= offset + len(data) else b""
 
 
 class MemorySource:
