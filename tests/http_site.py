@@ -201,7 +201,9 @@ class Service:
 
 async def read_reply(reader: asyncio.StreamReader, *, method: str = "GET") -> Reply:
     """One response off a connection; the body by Content-Length or in chunks."""
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    # Not `wait_for`, whose task comes a turn later: by then a reset may have taken what was sent.
+    async with asyncio.timeout(10):
+        head = await reader.readuntil(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
     status = int(first.split()[1])

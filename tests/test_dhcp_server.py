@@ -284,8 +284,12 @@ async def test_after_a_reload_nothing_old_is_answered() -> None:
         assert decode(await made.ask(discover())).file.decode() == f"{DASHED}/ipxe.efi"
 
 
-async def test_one_machine_that_asks_all_the_time_is_answered_so_often_and_no_more() -> None:
+async def test_one_machine_that_asks_all_the_time_is_answered_so_often_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with bench() as made:
+        now = asyncio.get_running_loop().time()
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
         before = ignored("rate-limited")
         for number in range(2 * ANSWERS_PER_SECOND + 5):
             made.send(discover(xid=number))
