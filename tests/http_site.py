@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.resources import files as resources
 from ipaddress import IPv4Address
 from itertools import count
@@ -49,7 +50,12 @@ WALL = 1_800_000_000.0
 def artefact(folder: Path, name: str, data: bytes) -> Artefact:
     path = folder / name
     path.write_bytes(data)
-    return Artefact(str(path), len(data), hashlib.sha256(data).hexdigest())
+    return Artefact(str(path), len(data), digest(data))
+
+
+@cache
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def templates() -> dict[str, Template]:
@@ -214,7 +220,8 @@ async def read_reply(reader: asyncio.StreamReader, *, method: str = "GET") -> Re
                 body += (await reader.readexactly(size + 2))[:-2]
             await reader.readline()
         else:
-            body = await asyncio.wait_for(reader.readexactly(int(headers["Content-Length"])), 30)
+            async with asyncio.timeout(30):
+                body = await reader.readexactly(int(headers["Content-Length"]))
     return Reply(status, headers, body, head)
 
 
