@@ -9,7 +9,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bootd.dhcp.wire import Message, encode
-from bootd.model import DhcpSettings, Node, ServerAddress, Settings, TftpSettings, parse_mac
+from bootd.model import (
+    DhcpSettings,
+    HttpSettings,
+    Node,
+    ServerAddress,
+    Settings,
+    TftpSettings,
+    parse_mac,
+)
 from bootd.registry import Registry
 
 CAPTURES = Path(__file__).parent / "captures"
@@ -113,11 +121,20 @@ def discover(**rest: Any) -> bytes:
     return encode(message(1, **rest))
 
 
-def registry(*nodes: Node, tftp: TftpSettings | None = None, **dhcp: Any) -> Registry:
+def registry(
+    *nodes: Node,
+    tftp: TftpSettings | None = None,
+    http: HttpSettings | None = None,
+    **dhcp: Any,
+) -> Registry:
     """A registry with node n001 (the captures' machine) unless others are given."""
     chosen = nodes or (Node("n001", mac=MAC),)
     return Registry(
-        Settings(dhcp=DhcpSettings(**dhcp), tftp=tftp or TftpSettings()),
+        Settings(
+            dhcp=DhcpSettings(**dhcp),
+            tftp=tftp or TftpSettings(),
+            http=http or HttpSettings(),
+        ),
         {node.name: node for node in chosen},
         EMPTY,
         EMPTY,

@@ -22,10 +22,19 @@ from bootd.dhcp.client import (
 )
 from bootd.dhcp.policy import Ignore, Offer, decide, requested_address
 from bootd.dhcp.wire import Message, WireError, decode, encode
-from bootd.model import ClientKind, Node, TftpSettings, UnknownPolicy, parse_mac
+from bootd.model import (
+    ClientKind,
+    HttpSettings,
+    Node,
+    TftpSettings,
+    TlsSettings,
+    UnknownPolicy,
+    parse_mac,
+)
 from bootd.registry import Registry
 from tests.dhcp_messages import (
     DASHED,
+    GOOD_FEATURES,
     MAC,
     POOR_FEATURES,
     SCRIPT_URL,
@@ -330,6 +339,34 @@ def test_a_poor_ipxe_is_told_a_tftp_port_that_is_not_69() -> None:
 
 def test_our_own_ipxe_gets_the_script_whatever_its_features() -> None:
     assert offered(ipxe(features=b"", options={77: b"bootd"})).file == SCRIPT_URL
+
+
+def tls_world(*, scripts: bool) -> Registry:
+    tls = TlsSettings(9999, "cert.pem", "key.pem", scripts)
+    return registry(http=HttpSettings(tls=tls))
+
+
+def test_where_scripts_go_by_https_only_ipxe_that_knows_it_is_led_there() -> None:
+    knows = ipxe(features=GOOD_FEATURES + bytes((0x14, 1, 1)))
+
+    assert offered(knows, tls_world(scripts=True)).file == f"https://10.99.0.2:9999/ipxe/{DASHED}"
+    assert offered(knows, tls_world(scripts=False)).file == SCRIPT_URL
+    own = ipxe(features=b"", options={77: b"bootd"})
+    assert offered(own, tls_world(scripts=True)).file == f"https://10.99.0.2:9999/ipxe/{DASHED}"
+
+
+def test_where_scripts_go_by_https_only_other_ipxe_is_first_given_a_better_one() -> None:
+    found = offered(ipxe(features=GOOD_FEATURES), tls_world(scripts=True))
+
+    assert (found.file, found.first_stage) == (f"tftp://10.99.0.2/{DASHED}/snponly.efi", True)
+
+
+def test_where_scripts_go_by_https_only_firmware_has_its_loader_as_before() -> None:
+    by_http = message(vendor_class=b"HTTPClient:Arch:00016:UNDI:003001", arch=16)
+
+    loader = f"http://10.99.0.2:9873/{DASHED}/snponly.efi"
+    assert offered(by_http, tls_world(scripts=True)).file == loader
+    assert offered(message(), tls_world(scripts=True)).file == f"{DASHED}/snponly.efi"
 
 
 def test_a_raspberry_pi_is_told_the_words_it_waits_for_and_no_file() -> None:

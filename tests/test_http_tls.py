@@ -3,9 +3,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -242,3 +243,43 @@ async def test_the_node_is_told_where_its_runtime_overlay_is(
     plain = (await fetch(service, f"/b/{token}/system", {}, None)).body
 
     assert b"BOOTD_RUNTIME=https://127.0.0.1:4443/runtime/52-54-00-12-34-56\n" in plain
+
+
+async def test_where_scripts_go_by_https_only_the_plain_port_leads_there_without_a_token(
+    tmp_path: Path, certificates: list[TlsSettings]
+) -> None:
+    tls = replace(certificates[0], scripts=True)
+    path, led_to = "/ipxe/52-54-00-12-34-56", "chain --replace --autofree https://127.0.0.1:"
+    async with serving(tmp_path, http=HttpSettings(port=0, tls=tls)) as running:
+        running.discover()
+
+        plain = (await running.get(path)).text
+        beside = (await running.get("/52-54-00-12-34-56/autoexec.ipxe")).text
+        unknown = (await running.get("/ipxe/52-54-00-00-00-77")).text
+        script = (await get(running, path, client(certificates[0]))).text
+
+        for text in (plain, beside, unknown):
+            assert text.startswith("#!ipxe\n")
+            assert led_to in text
+            assert "/b/" not in text
+            assert "http://" not in text
+        assert plain == beside
+        assert "/b/" in script
+
+
+async def test_the_access_log_says_what_went_over_tls(
+    service: Service, certificates: list[TlsSettings]
+) -> None:
+    service.discover()
+    path = "/ipxe/52-54-00-12-34-56"
+
+    with capture_logs() as lines:
+        await get(service, path, client(certificates[0]))
+        await service.get(path)
+        await until(lambda: len(requests(lines)) == 2)
+
+    assert [line["tls"] for line in requests(lines)] == [True, None]
+
+
+def requests(lines: list[MutableMapping[str, Any]]) -> list[MutableMapping[str, Any]]:
+    return [line for line in lines if line["event"] == "http.request"]

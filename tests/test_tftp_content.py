@@ -21,11 +21,13 @@ from bootd.loaders import BootFile, boot_file, firmware_path
 from bootd.model import (
     Artefact,
     ClientKind,
+    HttpSettings,
     Mac,
     Overlay,
     OverlayEntry,
     ServerAddress,
     Settings,
+    TlsSettings,
 )
 from bootd.overlay.cache import OverlayCache
 from bootd.tftp.content import Content, Contents, Missing, Request
@@ -312,3 +314,17 @@ def test_no_name_that_is_refused_shows_a_token(rest: bytes) -> None:
         shown = part.part if isinstance(part, BootFile) else firmware_path(name)
         missing = Missing("not-found", shown, None, None, optional=False)
         assert TOKEN.decode() not in missing.name + missing.text + str(missing)
+
+
+@pytest.mark.parametrize(
+    ("scripts", "base"), [(True, "https://10.0.0.1:9874"), (False, "http://10.0.0.1:9873")]
+)
+async def test_autoexec_leads_to_where_scripts_are_given(
+    bench: Bench, scripts: bool, base: str
+) -> None:
+    http = HttpSettings(tls=TlsSettings(9874, "cert.pem", "key.pem", scripts))
+    bench.registry = replace(bench.registry, settings=replace(bench.registry.settings, http=http))
+
+    text = (await bench.get(f"{DASHED}/autoexec.ipxe")).data.decode()
+
+    assert f"chain --replace --autofree {base}/ipxe/{DASHED} ||" in text.splitlines()

@@ -109,8 +109,7 @@ class Drift:
         if "system" in boot.given:
             now["system"] = await self._digest(registry, node, "system", server)
         if "runtime" in boot.given:
-            tls = registry.settings.http.tls
-            safe = server if tls is None else ServerAddress(server.ip, tls.port, "https")
+            safe = registry.settings.http.over_tls(server)
             now["runtime"] = await self._digest(registry, node, "runtime", safe)
         return now
 

@@ -46,8 +46,8 @@ _NAMES: Final = {
     60: "class", 66: "server-name", 67: "boot-file", 82: "relay-agent", 93: "arch",
     97: "uuid", 119: "search",
 }  # fmt: skip
-_IPXE_FEATURES: Final = bytes((0x13, 1, 1, 0x18, 1, 1, 0x24, 1, 1))
-"""HTTP, bzImage and EFI (option 175): what Debian's iPXE says of itself."""
+_IPXE_FEATURES: Final = bytes((0x13, 1, 1, 0x14, 1, 1, 0x18, 1, 1, 0x24, 1, 1))
+"""HTTP, HTTPS, bzImage and EFI (option 175): what Debian 13's iPXE says of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +196,7 @@ def explain(
         mac = who
     policy = registry.settings.dhcp.unknown
     given = registry.default if node is None and policy is UnknownPolicy.DEFAULT else node
+    there = registry.settings.http.for_scripts(us)
     return {
         "node": node.name if node is not None else None,
         "mac": mac,
@@ -203,8 +204,8 @@ def explain(
         "server": us.base,
         "values": resolved(given) if given is not None else [],
         "dhcp": [dhcp_answer(registry, question, us) for question in questions],
-        "script": boot_script(registry, given, mac, us, _machine(questions)) if mac else None,
-        "files": files(registry, given, us) if given is not None else None,
+        "script": boot_script(registry, given, mac, there, _machine(questions)) if mac else None,
+        "files": files(registry, given, there) if given is not None else None,
     }
 
 

@@ -403,11 +403,12 @@ class TftpSettings:
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """``http.tls:`` of bootd.yaml; absolute paths."""
+    """``http.tls:`` of bootd.yaml; absolute paths. `scripts`: iPXE's go out over TLS only."""
 
     port: int
     certificate: str
     key: str
+    scripts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +419,17 @@ class HttpSettings:
     tls: TlsSettings | None = None
     max_image_transfers: int | None = None
     admin_networks: tuple[Network, ...] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+
+    def over_tls(self, server: ServerAddress) -> ServerAddress:
+        """Where a client of `server` finds what is only given over TLS; as it came, where there is
+        no TLS."""
+        if self.tls is None or server.scheme == "https":
+            return server
+        return ServerAddress(server.ip, self.tls.port, "https")
+
+    def for_scripts(self, server: ServerAddress) -> ServerAddress:
+        """Where an iPXE that reaches us as `server` is led to for its script."""
+        return self.over_tls(server) if self.tls is not None and self.tls.scripts else server
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,6 +267,7 @@ class TlsFile(Written):
     port: Port = Field(9874, description="HTTPS port")
     certificate: ServerPath = Field(description="Certificate chain, PEM")
     key: ServerPath = Field(description="Private key, PEM, without a passphrase")
+    scripts: Flag = Field(False, description="Whether iPXE gets its script over HTTPS only")
 
 
 class HttpFile(Written):

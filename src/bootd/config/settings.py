@@ -46,7 +46,7 @@ def settings(checked: BootdFile, config_file: str) -> Settings:
             port=checked.http.port,
             tls=None
             if tls is None
-            else TlsSettings(tls.port, path(tls.certificate), path(tls.key)),
+            else TlsSettings(tls.port, path(tls.certificate), path(tls.key), tls.scripts),
             max_image_transfers=checked.http.max_image_transfers,
             admin_networks=checked.http.admin_networks,
         ),

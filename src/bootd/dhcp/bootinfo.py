@@ -44,8 +44,11 @@ def boot_info(query: Query, node: Node | None) -> BootInfo | Ignore:
     its disk, so that a change of mind needs no change of boot order.
     """
     client, mac = query.client, query.mac
-    if client.kind is ClientKind.IPXE and client.capable:
-        url = f"{query.server.base}/ipxe/{dashed(mac)}"
+    tls = query.registry.settings.http.tls
+    port = tls.port if tls is not None and tls.scripts else None
+    if client.kind is ClientKind.IPXE and client.capable and (client.https or port is None):
+        base = query.server.base if port is None else f"https://{query.server.text}:{port}"
+        url = f"{base}/ipxe/{dashed(mac)}"
         return BootInfo(_PXE_CLASS, _BOOT_FILE_NOW, url, client.arch, False)
     if client.kind is ClientKind.RPI:
         return BootInfo(_PXE_CLASS, _RASPBERRY, "", Arch.ARM_RPIBOOT, False)

@@ -38,6 +38,7 @@ _UBOOT: Final = frozenset(
 
 # Option 175's features of iPXE (ipxe: include/ipxe/dhcp.h)
 _HTTP: Final = 0x13
+_HTTPS: Final = 0x14
 _BZIMAGE: Final = 0x18
 _EFI: Final = 0x24
 
@@ -55,7 +56,8 @@ class Client(NamedTuple):
 
     `mac` is None where no Ethernet address can be found, `kind` where it is no boot client. `arch`
     is the first of `archs` that we serve a loader for, else the first; None where none was named.
-    `capable` says that an iPXE can take a script by HTTP and start Linux (or is our own build).
+    `capable` says that an iPXE can take a script by HTTP and start Linux (or is our own build),
+    `https` that it knows HTTPS, which says nothing of whom it trusts.
     """
 
     mac: Mac | None
@@ -64,6 +66,7 @@ class Client(NamedTuple):
     archs: tuple[int, ...]
     user_classes: tuple[bytes, ...]
     capable: bool
+    https: bool
     vendor_class: bytes
 
 
@@ -73,6 +76,7 @@ class _Traits(NamedTuple):
     archs: tuple[int, ...]
     user_classes: tuple[bytes, ...]
     capable: bool
+    https: bool
 
 
 def identify(message: Message) -> Client:
@@ -80,7 +84,7 @@ def identify(message: Message) -> Client:
     options = message.options
     mac = hardware_address(message)
     vendor_class = options.get(60, b"")
-    kind, arch, archs, user_classes, capable = _traits(
+    kind, arch, archs, user_classes, capable, https = _traits(
         vendor_class, options.get(93, b""), options.get(77, b""), options.get(175)
     )
     if kind is ClientKind.PXE and not arch and mac is not None and mac[:8] in RASPBERRY_OUIS:
@@ -88,7 +92,7 @@ def identify(message: Message) -> Client:
         kind = ClientKind.RPI
     elif arch == Arch.ARM_RPIBOOT and kind is ClientKind.PXE:
         kind = ClientKind.RPI
-    return Client(mac, kind, arch, archs, user_classes, capable, vendor_class)
+    return Client(mac, kind, arch, archs, user_classes, capable, https, vendor_class)
 
 
 def hardware_address(message: Message) -> Mac | None:
@@ -180,6 +184,7 @@ def _traits(
     own = OWN_USER_CLASS in classes
     features = ipxe_features(encapsulated)
     capable = own or (_HTTP in features and (_BZIMAGE in features or _EFI in features))
+    https = own or _HTTPS in features
     kind: ClientKind | None = None
     if vendor_class.startswith(b"HTTPClient"):
         kind = ClientKind.HTTP
@@ -187,4 +192,4 @@ def _traits(
         kind = ClientKind.UBOOT if arch in _UBOOT else ClientKind.PXE
         if own or b"iPXE" in classes:
             kind = ClientKind.IPXE
-    return _Traits(kind, arch, archs, classes, capable)
+    return _Traits(kind, arch, archs, classes, capable, https)

@@ -6,14 +6,13 @@ are rationed; the metrics count all of them.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
 from typing import Final
 
 import structlog
 from prometheus_client import Counter
 
 from bootd import metrics
-from bootd.http.answer import Answer
+from bootd.http.answer import Answer, Asked
 from bootd.http.deliver import Delivery
 from bootd.http.routes import Bad, BootPart, File, Fixed, Public, Route
 
@@ -35,13 +34,12 @@ class AccessLog:
     def done(
         self,
         asking: Route,
+        asked: Asked,
         answer: Answer,
         delivery: Delivery,
-        peer: IPv4Address,
-        began: float,
         now: float,
     ) -> None:
-        """A request is over; `began` and `now` are monotonic seconds."""
+        """A request is over, at `now` (monotonic seconds)."""
         name = _name(asking)
         status = delivery.status
         self._count(name, status)
@@ -52,10 +50,11 @@ class AccessLog:
             "mac": answer.mac,
             "boot": answer.boot,
             "route": name,
-            "peer": str(peer),
+            "peer": str(asked.peer),
+            "tls": asked.server.scheme == "https" or None,
             "status": status,
             "bytes": delivery.sent,
-            "seconds": round(now - began, 3),
+            "seconds": round(now - asked.now, 3),
             "outcome": answer.reason or delivery.outcome,
         }
         if answer.reason:

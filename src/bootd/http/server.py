@@ -233,7 +233,7 @@ class HttpServer:
             wall = began + self._site.boots.offset
             delivery = await deliver(request, answer, self._sender, close=close, wall=wall)
             outcome, last = delivery.outcome, not delivery.response.keep_alive
-            self._access.done(asking, answer, delivery, asked.peer, began, loop.time())
+            self._access.done(asking, asked, answer, delivery, loop.time())
             return delivery.response
         finally:
             self._site.boots.finish(answer.step, loop.time(), outcome)

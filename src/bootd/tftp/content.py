@@ -122,7 +122,9 @@ class Contents:
         target = loaders.route(path)
         match target:
             case Autoexec(mac):
-                text = scripts.autoexec(request.server, mac)
+                text = scripts.autoexec(
+                    request.registry.settings.http.for_scripts(request.server), mac
+                )
                 return Content("autoexec.ipxe", text.encode(), mac, None)
             case Loader(name, mac):
                 return await self._loader(request, name, mac)
@@ -211,7 +213,7 @@ class Contents:
         """What is this boot's own, without a trailer; and the archive, which begins with it."""
         if self.overlays is None:
             raise Missing("not-found", "system", ErrorCode.NOT_FOUND, boot.mac, optional=False)
-        server, tls = request.server, request.registry.settings.http.tls
+        server, http = request.server, request.registry.settings.http
         try:
             archive = await self.overlays.get(request.registry, node, "system", server)
         except RenderError as error:
@@ -219,9 +221,8 @@ class Contents:
             raise Missing(
                 "overlay", "system", ErrorCode.UNDEFINED, boot.mac, optional=False
             ) from None
-        secure = server if tls is None else ServerAddress(server.ip, tls.port, "https")
-        chain = await _certificates(tls)
-        own = own_files(server, secure, token, node, boot, self.secrets, chain)
+        chain = await _certificates(http.tls)
+        own = own_files(server, http.over_tls(server), token, node, boot, self.secrets, chain)
         boot.server, boot.given["system"] = server.base, archive.etag
         return own, (own, *archive.segments)
 

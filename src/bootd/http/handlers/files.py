@@ -144,7 +144,7 @@ async def shared(site: Site, asked: Asked, target: loaders.Target) -> Answer:
         case loaders.Static(path):
             return await loaded(site, asked, (path,), None)
         case loaders.Autoexec(mac):
-            text = scripts.autoexec(asked.server, mac)
+            text = scripts.autoexec(asked.registry.settings.http.for_scripts(asked.server), mac)
             return Answer(body=(text.encode(),), mac=mac)
         case _:
             raise NotFound("there is no such file")

@@ -23,10 +23,7 @@ def tag(etag: str, form: str) -> str:
 
 def secure(asked: Asked) -> ServerAddress:
     """Where this client finds what is only given over TLS; as it came, where there is no TLS."""
-    tls = asked.registry.settings.http.tls
-    if tls is None or asked.server.scheme == "https":
-        return asked.server
-    return ServerAddress(asked.server.ip, tls.port, "https")
+    return asked.registry.settings.http.over_tls(asked.server)
 
 
 def refuse_plain(asked: Asked) -> None:

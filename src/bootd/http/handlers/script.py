@@ -21,6 +21,12 @@ def script(site: Site, asked: Asked, mac: Mac) -> Answer:
     """The script for whoever boots with `mac`. There always is one: a machine that is told "not
     found" goes on to its next boot device, and nobody sees why."""
     node = node_of(asked.registry, mac)
+    over_tls = asked.registry.settings.http.for_scripts(asked.server)
+    if over_tls != asked.server:
+        # No token, which all the wire could read: whoever has it to boot by asks there for one.
+        text = scripts.autoexec(over_tls, mac)
+        name = node.name if node is not None else None
+        return Answer(body=(text.encode(),), node=name, mac=mac, quiet=True)
     if node is None:
         return _hold(site, asked, mac, None, "no node has its MAC address")
     if node.boot is BootTarget.LOCAL:
