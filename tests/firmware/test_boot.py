@@ -155,14 +155,14 @@ async def test_an_unknown_machine_waits_and_boots_untouched_once_it_is_in_the_fi
 
 async def until_shell(machine: Machine) -> None:
     """Wait for the prompt that the demo image ends in."""
-    await machine.wait_for(r"^/ # ", FIRMWARE + LOADER + SCRIPT + KERNEL)
+    await machine.wait_for(r"^[/~] # ", FIRMWARE + LOADER + SCRIPT + KERNEL)
 
 
 async def typed(machine: Machine, command: str) -> str:
     """Type a command at the node's shell; what it prints."""
     machine.type(f"{command}; echo done-$?\n")
     printed = await machine.wait_for(r"(?s).*?^done-\d+$", SCRIPT)
-    await machine.wait_for(r"^/ # ", SCRIPT)
+    await machine.wait_for(r"^[/~] # ", SCRIPT)
     *lines, last = printed.splitlines()
     assert last == "done-0", printed
     return "\n".join(lines[1:])

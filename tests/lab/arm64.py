@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab.ipxe import debian_13
 from tests.lab.packages import BUILD, locked, unpack
 
 
@@ -22,14 +23,12 @@ class Arm64:
 
 def arm64(folder: Path = BUILD) -> Arm64:
     """All of it, unpacked where it is not there yet. `LabError` says what is missing."""
-    machine, loader = folder / "arm64", folder / "ipxe-trixie"
+    machine = folder / "arm64"
     with locked(folder):
         if not machine.exists():
             unpack(machine, "qemu-system-arm", "qemu-efi-aarch64")
-        if not loader.exists():
-            unpack(loader, "ipxe", release="trixie")
     return Arm64(
         machine / "usr" / "bin" / "qemu-system-aarch64",
         machine / "usr" / "share" / "qemu-efi-aarch64" / "QEMU_EFI.fd",
-        loader / "usr" / "lib" / "ipxe" / "ipxe-arm64.efi",
+        debian_13(folder) / "ipxe-arm64.efi",
     )

@@ -36,19 +36,29 @@ class DemoImage:
     initramfs: Path
 
 
-def build(folder: Path = BUILD) -> DemoImage:
-    """The demo image, built where it is not there yet. `LabError` says what is missing."""
+def build(folder: Path = BUILD, *, https: bool = False) -> DemoImage:
+    """The demo image, built where it is not there yet; with `https` its wget knows today's, as
+    Debian 12's busybox does not. `LabError` says what is missing."""
     if platform.machine() != "x86_64":
         raise LabError(
             f"the demo image is built for x86_64 machines on x86_64, not on {platform.machine()}"
         )
     with locked(folder):
         tree = _kernel_tree(folder)
+        busybox = _debian_13(folder) if https else Path(os.path.realpath(program("busybox")))
         kernel = next((tree / "boot").glob("vmlinuz-*"))
         version = kernel.name.removeprefix("vmlinuz-")
-        initramfs = folder / "initramfs.gz"
-        _replace(initramfs, gzip.compress(archive(_entries(tree, version)), 6, mtime=0))
+        initramfs = folder / ("initramfs-https.gz" if https else "initramfs.gz")
+        _replace(initramfs, gzip.compress(archive(_entries(tree, version, busybox)), 6, mtime=0))
     return DemoImage(version, kernel, initramfs)
+
+
+def _debian_13(folder: Path) -> Path:
+    """Debian 13's busybox: 1.35 names no signature algorithm in its TLS, which means SHA-1."""
+    tree = folder / "busybox-trixie"
+    if not tree.exists():
+        unpack(tree, "busybox-static", release="trixie")
+    return tree / "usr" / "bin" / "busybox"
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -107,14 +117,14 @@ def _modules(tree: Path, version: str) -> list[Path]:
     return ordered
 
 
-def _entries(tree: Path, version: str) -> list[Entry]:
+def _entries(tree: Path, version: str, busybox: Path) -> list[Entry]:
     """Everything in the initramfs. /dev/console is in the kernel's own first archive."""
     modules = _modules(tree, version)
     order = "".join(f"{path.name}\n" for path in modules)
     return [
         _file("init", (_SOURCES / "init").read_bytes(), 0o755),
         _file("etc/udhcpc.script", (_SOURCES / "udhcpc.script").read_bytes(), 0o755),
-        _file("bin/busybox", _busybox(), 0o755),
+        _file("bin/busybox", _static(busybox), 0o755),
         _file("lib/modules/order", order.encode(), 0o644),
         *(_file(f"lib/modules/{path.name}", path.read_bytes(), 0o644) for path in modules),
         Entry("run", stat.S_IFDIR | 0o755),
@@ -126,8 +136,8 @@ def _file(path: str, content: bytes, mode: int) -> Entry:
     return Entry(path, stat.S_IFREG | mode, content)
 
 
-def _busybox() -> bytes:
-    data = Path(os.path.realpath(program("busybox"))).read_bytes()
+def _static(busybox: Path) -> bytes:
+    data = busybox.read_bytes()
     if b"ld-linux" in data[:4096]:
         raise LabError(
             "this machine's busybox is linked to shared libraries, which the demo image does not"
