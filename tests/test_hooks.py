@@ -51,6 +51,32 @@ def test_every_shell_reads_every_hook(shell: str, script: str) -> None:
     subprocess.run([*shell.split(), "-n", str(HOOKS / script)], check=True)
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("there", [True, False])
+def test_curl_knows_the_server_by_the_authority_that_came_with_the_boot(
+    shell: str, there: bool, tmp_path: Path
+) -> None:
+    curl, authority = tmp_path / "curl", tmp_path / "ca.pem"
+    curl.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho words >&2\n')
+    curl.chmod(0o755)
+    authority.write_text("PEM\n" if there else "")
+    script = (
+        f". {HOOKS / 'root.sh'}; bootd_get https://s/b/T/squashfs {tmp_path}/to {tmp_path}/told"
+    )
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BOOTD_AUTHORITY": str(authority)}
+
+    done = subprocess.run(
+        [*shell.split(), "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+
+    said = done.stdout.splitlines()
+    trusted = ["--cacert", str(authority)] if there else []
+    assert said[-3 - len(trusted) :] == [
+        "--output", f"{tmp_path}/to", *trusted, "https://s/b/T/squashfs",
+    ]  # fmt: skip
+    assert (tmp_path / "told").read_text() == "words\n"
+
+
 class Initramfs:
     """A folder and a shell that stand for a machine before its root: time goes ten times as fast,
     and the server is the shell function `get`, which writes to ``$2`` and says its trouble to

@@ -9,6 +9,7 @@
 
 BOOTD_PLACE=${BOOTD_PLACE:-/run/bootd-root}
 BOOTD_CONSOLE=${BOOTD_CONSOLE:-/dev/console}
+BOOTD_AUTHORITY=${BOOTD_AUTHORITY:-/etc/bootd/ca.pem}
 BOOTD_TRIES=5
 
 bootd_pause() {
@@ -32,11 +33,16 @@ bootd_countdown() {
     echo >> "$BOOTD_CONSOLE"
 }
 
-# One GET: $1 to the file $2, going on where an earlier try ended. The tool's words go to $3.
+# One GET: $1 to the file $2, going on where an earlier try ended. The tool's words go to $3. The
+# shell ends in it. By HTTPS it takes curl: busybox's wget asks for no certificate, if it gets there.
 bootd_get() {
     if command -v curl > /dev/null; then
+        bootd_to=$2
+        bootd_told=$3
+        set -- "$1"
+        [ ! -s "$BOOTD_AUTHORITY" ] || set -- --cacert "$BOOTD_AUTHORITY" "$1"
         exec curl --fail --silent --show-error --user-agent bootd/1 --connect-timeout 10 \
-            --continue-at - --output "$2" "$1" 2> "$3"
+            --continue-at - --output "$bootd_to" "$@" 2> "$bootd_told"
     fi
     exec wget -c -q -U bootd/1 -O "$2" "$1" 2> "$3"
 }
