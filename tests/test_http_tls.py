@@ -5,6 +5,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from bootd.boots.nodekeys import derive
+from bootd.explain import Question, explain
 from bootd.http import server
-from bootd.model import HttpSettings, StartError, TlsSettings
+from bootd.model import HttpSettings, ServerAddress, StartError, TlsSettings
 from tests.http_site import (
     INITRAMFS,
     KERNEL,
@@ -22,6 +24,7 @@ from tests.http_site import (
     SECRET,
     Reply,
     Service,
+    make_registry,
     read_reply,
     serving,
     until,
@@ -265,6 +268,21 @@ async def test_where_scripts_go_by_https_only_the_plain_port_leads_there_without
             assert "http://" not in text
         assert plain == beside
         assert "/b/" in script
+
+
+def test_explain_shows_where_machines_are_led_for_their_scripts(tmp_path: Path) -> None:
+    tls = TlsSettings(9874, "cert.pem", "key.pem", scripts=True)
+    registry = make_registry(tmp_path / "state", http=HttpSettings(tls=tls))
+    questions = [Question(MAC), Question(MAC, user_class="iPXE")]
+
+    us = ServerAddress(IPv4Address("10.0.0.1"))
+    answer = explain(registry, registry.nodes["n001"], us, questions)
+
+    firmware, loader = (each["boot_file"] for each in answer["dhcp"])
+    assert firmware == "52-54-00-12-34-56/snponly.efi"
+    assert loader == "https://10.0.0.1:9874/ipxe/52-54-00-12-34-56"
+    assert "https://10.0.0.1:9874/b/TOKEN/kernel" in answer["script"]["text"]
+    assert "http://" not in answer["script"]["text"]
 
 
 async def test_the_access_log_says_what_went_over_tls(

@@ -244,5 +244,7 @@ Next:
  3. Machines that boot by HTTPS need an iPXE that trusts this authority; in iPXE's src folder:
       echo '#define DOWNLOAD_PROTO_HTTPS' >> config/local/general.h
       make bin-x86_64-efi/snponly.efi TRUST={files.authority}
-      cp bin-x86_64-efi/snponly.efi {settings.state_dir}/tftp/"""
+      cp bin-x86_64-efi/snponly.efi {settings.state_dir}/tftp/
+ 4. `scripts: true` in http.tls, and a restart: iPXE gets its script, and what is in it, by
+    HTTPS only"""
     )
