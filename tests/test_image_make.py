@@ -122,6 +122,21 @@ def test_a_folder_becomes_an_image_with_kernels_archive_and_squashfs(
     assert "proc/*" in manifest.excludes
 
 
+def test_the_users_and_groups_of_the_root_are_known_by_name(
+    root: Path, imported: Import, store: ImageStore
+) -> None:
+    write(root, "etc/group", b"root:x:0:\nmunge:x:115:\n")
+    write(
+        root, "usr/share/passwd", b"root:x:0:0:root:/root:/bin/sh\nmunge:x:107:115::/:/bin/false\n"
+    )
+    (root / "etc/passwd").symlink_to("/usr/share/passwd")  # as the root means it, not the server
+
+    image = imported(root)
+
+    assert image.users == {"root": 0, "munge": 107}
+    assert store.active()["debian"].groups == {"root": 0, "munge": 115}
+
+
 def test_the_same_tree_gives_the_same_digests(root: Path, imported: Import, tmp_path: Path) -> None:
     os.link(root / "etc/os-release", root / "etc/another")
     copy = tmp_path / "copy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from bootd.image.manifest import (
     ManifestError,
     decode,
 )
+from bootd.image.users import MAX_NAMED, numbers
 from bootd.model import safe_name
 
 GOOD = Manifest(
@@ -53,6 +55,8 @@ BUILT = Manifest(
     warnings=("it has ssh host keys",),
     tools={"mksquashfs": "4.5.1"},
     excludes=("var/cache/*",),
+    users={"munge": 64},
+    groups={"munge": 65},
 )
 
 
@@ -69,6 +73,21 @@ def with_kernel(**changes: object) -> bytes:
 @pytest.mark.parametrize("manifest", [GOOD, BUILT])
 def test_a_manifest_comes_back_as_it_was(manifest: Manifest) -> None:
     assert decode(manifest.encode()) == manifest
+
+
+def test_as_many_users_as_are_remembered_fit_into_a_manifest() -> None:
+    named = numbers("".join(f"{n:028}\\\\\\\\:x:{4294960000 + n}:\n" for n in range(MAX_NAMED)))
+    whole = replace(BUILT, users=named, groups=named)
+
+    assert len(named) == MAX_NAMED
+    assert decode(whole.encode()) == whole
+
+
+def test_a_manifest_from_before_users_were_noted_is_read() -> None:
+    raw = json.loads(GOOD.encode())
+    del raw["users"], raw["groups"]
+
+    assert decode(json.dumps(raw).encode()) == GOOD
 
 
 @pytest.mark.parametrize(
@@ -94,6 +113,8 @@ def test_a_manifest_comes_back_as_it_was(manifest: Manifest) -> None:
         (changed(unpacked=-1), "unpacked is not a number"),
         (changed(warnings=[1]), "warnings is not a list of texts"),
         (changed(tools={"mksquashfs": 4}), "tools is not"),
+        (changed(users={"munge": "64"}), "users is not a map of numbers"),
+        (changed(groups={"munge": 0xFFFF_FFFF}), "groups is not a map of numbers"),
         (with_kernel(version="../.."), "is not a name"),
         (with_kernel(kernel=None), "is not an object"),
         (with_kernel(initramfs={"file": "a/../b", "size": 1, "sha256": "0" * 64}), "not a name"),

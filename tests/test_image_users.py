@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bootd.image.users import UsersError, merge, parse, with_groups
+from bootd.image.users import MAX_NAMED, UsersError, merge, numbers, parse, with_groups
 
 SERVER = (
     "root:x:0:0:root:/root:/bin/bash\nmunge:x:64:64::/:/bin/false\nann:x:1000:100::/home/ann:\n"
@@ -66,3 +66,16 @@ def test_a_line_that_is_none_is_refused_with_its_number(line: str) -> None:
 def test_any_text_is_users_or_the_one_error(text: str) -> None:
     with contextlib.suppress(UsersError):
         parse(text, "passwd", 7)
+
+
+def test_numbers_are_read_as_libc_does_and_no_line_stops_an_import() -> None:
+    text = "slurm:x:64030:64030::/:\nmunge:x:64:\n# x\n+::::\n:x:1:\nbad\nmunge:x:7:\n"
+    text += f"none:x:4294967295:\nb\u00f6se:x:5:\n{'n' * 33}:x:6:\n"
+
+    assert numbers(text) == {"munge": 64, "slurm": 64030}
+
+
+def test_the_lowest_numbers_are_remembered_where_there_are_too_many() -> None:
+    text = "".join(f"u{number}:x:{number}:\n" for number in reversed(range(MAX_NAMED + 5)))
+
+    assert list(numbers(text).values()) == list(range(MAX_NAMED))

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from bootd.model import Node, Overlay, OverlayEntry, ServerAddress, Settings
+from bootd.model import Account, Image, Node, Overlay, OverlayEntry, ServerAddress, Settings
 from bootd.overlay import cache as module
 from bootd.overlay import cpio
 from bootd.overlay.cache import OverlayCache
@@ -79,6 +79,23 @@ async def test_an_archive_is_the_rendering_packed_and_named_by_its_hash(
     assert archive.data == cpio.archive(render(registry, node, "system", SERVER))
     assert archive.etag == hashlib.sha256(archive.data).hexdigest()
     assert archive.size == len(archive.data)
+
+
+async def test_an_owner_by_name_follows_the_nodes_image(cache: OverlayCache) -> None:
+    """No template reads the image: its users are what the archive depends on."""
+    munge = Account("munge", "own/overlay.yaml", 1)
+    tree = Overlay("own", (OverlayEntry("key", "file", 0o400, b"x", munge, munge),), "1")
+    before = world(tree, nodes(image="debian", resources={"groups": {"munge": 5}}))
+    after = world(tree, nodes(image="debian", resources={"groups": {"munge": 6}}))
+    wanted = []
+    for registry, generation, uid in ((before, "1", 7), (before, "2", 8), (after, "2", 8)):
+        image = Image("debian", generation, {}, users={"munge": uid})
+        there = replace(registry, images={"debian": image})
+        node = there.nodes["n0"]
+        archive = await cache.get(there, node, "system", SERVER)
+        wanted.append(archive.data == cpio.archive(render(there, node, "system", SERVER)))
+
+    assert wanted == [True, True, True]
 
 
 async def test_many_who_ask_at_once_share_one_rendering(

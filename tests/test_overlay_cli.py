@@ -74,6 +74,17 @@ def test_an_overlay_is_shown_with_modes_and_sources(run: Run) -> None:
     }.items()
 
 
+def test_owners_by_name_are_shown_as_names(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "overlays/base/overlay.yaml").write_text("paths: {etc/issue: {owner: munge}}")
+
+    entries = json.loads(run("show", "base", "--json").stdout)["entries"]
+
+    assert "0644 munge:0" in run("show", "base").stdout
+    assert {"uid": "munge", "gid": 0}.items() <= {e["path"]: e for e in entries}[
+        "etc/issue"
+    ].items()
+
+
 def test_a_path_gives_exactly_the_nodes_bytes(run: Run) -> None:
     assert render(run, "/etc/hostname").stdout_bytes == b"n001\n"
     assert render(run, "etc/issue").stdout_bytes == b"ours\n"

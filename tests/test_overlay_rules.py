@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootd.config.source import parse
-from bootd.model import ConfigError, Node, Overlay, Settings
+from bootd.model import Artefact, ConfigError, Image, Node, Overlay, Settings
 from bootd.overlay import paths, rules
 from bootd.overlay.cpio import Entry, check_path
 from bootd.overlay.render import EXAMPLE_SERVER, check, reads, render
@@ -41,11 +41,11 @@ def load(folder: Path) -> Overlay:
     return OverlayTrees().load([str(folder)])["own"]
 
 
-def registry(node: Node, *overlays: Overlay) -> Registry:
+def registry(node: Node, *overlays: Overlay, images: tuple[Image, ...] = ()) -> Registry:
     return Registry(
         Settings(),
         nodes={node.name: node},
-        images={},
+        images={image.name: image for image in images},
         overlays={overlay.name: overlay for overlay in overlays},
         templates={},
     )
@@ -77,6 +77,104 @@ def test_modes_and_owners_are_as_they_say_the_last_one_winning(site: Site) -> No
     assert (stat.S_IMODE(key.mode), key.uid, key.gid) == (0o600, 33, 42)
     assert (stat.S_IMODE(conf.mode), conf.uid, conf.gid) == (0o640, 0, 42)
     assert stat.S_IMODE(folder.mode) == 0o750
+
+
+ROOT = {"squashfs": Artefact("/images/x", 1, "aa")}
+MUNGE = """paths:
+  etc/app/key:
+    owner: munge
+    group: munge
+"""
+
+
+def owned(folder: Path, image: Image | None, **node: object) -> dict[str, tuple[int, int]]:
+    """Who owns each path on a node that boots `image`."""
+    images = (image,) if image is not None else ()
+    it = Node("n001", overlays_system=("own",), image=image.name if image else None, **node)  # type: ignore[arg-type]
+    world = registry(it, load(folder), images=images)
+    assert not check(world)
+    return {e.path: (e.uid, e.gid) for e in render(world, it, "system", EXAMPLE_SERVER)}
+
+
+def test_an_owners_name_has_the_number_that_it_has_in_the_nodes_image(site: Site) -> None:
+    folder = site(f"{MUNGE}directories: {{var/lib/app: {{owner: root, group: _ssh}}}}")
+    ids = {"munge": 115, "_ssh": 106}
+    twelve = Image("debian-12", "1", ROOT, users={"munge": 107}, groups=ids)
+    thirteen = Image("debian-13", "1", ROOT, users={"munge": 997}, groups=ids)
+
+    assert owned(folder, twelve)["etc/app/key"] == (107, 115)
+    assert owned(folder, thirteen)["etc/app/key"] == (997, 115)
+    assert owned(folder, twelve)["var/lib/app"] == (0, 106)
+
+
+def test_a_template_and_the_files_that_it_makes_have_owners_by_name_too(site: Site) -> None:
+    folder = site(MUNGE)
+    (folder / "own/rootfs/etc/app/key").rename(folder / "own/rootfs/etc/app/key.j2")
+    (folder / "own/rootfs/etc/app/key.j2").write_text('a{% file "etc/more" %}b{% endfile %}')
+
+    files = owned(folder, Image("debian", "1", ROOT, users={"munge": 1}, groups={"munge": 2}))
+
+    assert files["etc/app/key"] == files["etc/more"] == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("resources", "owner"),
+    [
+        ({"users": {"munge": {"uid": 980}}}, (980, 980)),
+        ({"users": {"munge": {"uid": 980, "gid": 981}}}, (980, 981)),
+        ({"users": {"munge": {"uid": 980, "group": "x"}}, "groups": {"munge": 4}}, (980, 4)),
+        ({"users": {"munge": {"uid": 980}}, "groups": {"munge": {"gid": 5}}}, (980, 5)),
+    ],
+)
+def test_users_that_the_node_is_given_have_their_number(
+    resources: dict[str, object], owner: tuple[int, int], site: Site
+) -> None:
+    assert owned(site(MUNGE), None, resources=resources)["etc/app/key"] == owner
+
+
+def test_a_user_that_the_image_has_keeps_its_number(site: Site) -> None:
+    """As systemd-sysusers leaves it."""
+    image = Image("debian", "1", ROOT, users={"munge": 107}, groups={"munge": 115})
+    resources = {"users": {"munge": {"uid": 980}}}
+
+    assert owned(site(MUNGE), image, resources=resources)["etc/app/key"] == (107, 115)
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (None, "no image, so the number of user 'munge' is not known: write the number"),
+        (
+            Image("debian", "1", ROOT, users={"mungo": 5}, groups={"munge": 115}),
+            "image debian has no user 'munge'; did you mean 'mungo'?: install what makes it",
+        ),
+        (Image("debian", "1", ROOT), "an older bootd imported: import it again, or write"),
+        (Image("debian", "1", {}), "a kernel and an initramfs as they are, whose users are not"),
+    ],
+)
+def test_a_name_without_a_number_is_a_fault_with_its_place_node_and_image(
+    image: Image | None, says: str, site: Site
+) -> None:
+    node = Node("n001", overlays_system=("own",), image="debian" if image is not None else None)
+
+    fault = check(registry(node, load(site(MUNGE)), images=(image,) if image is not None else ()))[
+        0
+    ]
+
+    assert "own/overlay.yaml:3:1: nodes.n001: " in fault
+    assert says in fault
+
+
+def test_a_group_that_a_user_names_is_not_of_its_own(site: Site) -> None:
+    node = Node(
+        "n001",
+        overlays_system=("own",),
+        resources={"users": {"munge": {"uid": 980, "group": "hpc"}}},
+    )
+
+    (fault,) = check(registry(node, load(site(MUNGE))))
+
+    assert "own/overlay.yaml:4:1: nodes.n001: no image, so the number of group 'munge'" in fault
 
 
 def test_directories_symlinks_and_devices_are_made(site: Site) -> None:
@@ -209,8 +307,9 @@ def test_a_file_below_a_deleted_folder_is_a_fault(site: Site) -> None:
         ("paths: {etc/app/key: {mode: 600}}", ""),
         ("paths: {etc/app/key: {mode: rw}}", "not a mode: octal digits"),
         ("paths: {etc/app/key: {mode: 0888}}", "not a mode"),
-        ("paths: {etc/app/key: {owner: www-data}}", "names are the node's"),
-        ("paths: {etc/app/key: {owner: -1}}", "is not a number"),
+        ("paths: {etc/app/key: {owner: 'a b'}}", "paths.etc/app/key.owner: 'a b' is neither"),
+        ("paths: {etc/app/key: {owner: '33'}}", "'33' is neither a number nor a name"),
+        ("paths: {etc/app/key: {owner: -1}}", "is neither a number nor a name"),
         ("symlinks: {bin/sh: dash}", "/bin is a symlink on the node and would be replaced: use"),
         ("symlinks: {etc/x: }", "is no target"),
         ("symlinks: {etc/app/key: x}", "declares etc/app/key, which"),
@@ -236,7 +335,7 @@ def test_mistakes_are_faults_that_say_where_and_what(text: str, says: str, site:
 
 
 def test_all_mistakes_are_told_at_once(site: Site) -> None:
-    text = "delete: [/x, '*']\npaths: {etc/app/key: {mode: z, owner: q}}\n"
+    text = "delete: [/x, '*']\npaths: {etc/app/key: {mode: z, owner: q+}}\n"
 
     assert len(faults(site(text)).splitlines()) == 4
 

@@ -283,6 +283,10 @@ class Image:
     source: str = ""
     warnings: tuple[str, ...] = ()
     """What will hurt, as sentences."""
+    users: Mapping[str, int] = field(default_factory=lambda: EMPTY, compare=False)
+    groups: Mapping[str, int] = field(default_factory=lambda: EMPTY, compare=False)
+    """The root's own by name; empty where they are not known. Not compared, since a generation
+    never changes: ten thousand nodes' archives are compared by their image."""
 
     @property
     def archive(self) -> Artefact | None:
@@ -323,6 +327,23 @@ class Condition:
     line: int
 
 
+MAX_ID: Final = 0xFFFF_FFFE
+"""The largest uid or gid: one more means none (chown(2))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user or group by name, as it is written in line `line` of `file`: each node's image knows
+    its number."""
+
+    name: str
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return self.name
+
+
 @dataclass(frozen=True, slots=True)
 class OverlayEntry:
     """One path of an overlay as it will stand on the node.
@@ -337,8 +358,8 @@ class OverlayEntry:
     kind: str  # "file" | "template" | "dir" | "symlink" | "char" | "block" | "fifo"
     mode: int
     content: bytes = b""
-    uid: int = 0
-    gid: int = 0
+    uid: int | Account = 0
+    gid: int | Account = 0
     source: str = ""
     when: Condition | None = None
     rdev: tuple[int, int] = (0, 0)

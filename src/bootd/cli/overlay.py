@@ -27,7 +27,7 @@ from bootd.text import escape
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bootd.model import Node, Overlay, ServerAddress, Settings
+    from bootd.model import Account, Node, Overlay, ServerAddress, Settings
     from bootd.overlay.cpio import Entry
     from bootd.overlay.render import Which
     from bootd.overlay.tree import Shadow
@@ -105,8 +105,8 @@ def show(config: str, name: str, as_json: bool) -> None:
                         "path": entry.path,
                         "kind": entry.kind,
                         "mode": f"{entry.mode:04o}",
-                        "uid": entry.uid,
-                        "gid": entry.gid,
+                        "uid": _number_or_name(entry.uid),
+                        "gid": _number_or_name(entry.gid),
                         "when": entry.when.text if entry.when else None,
                         "source": entry.source,
                     }
@@ -133,6 +133,10 @@ def show(config: str, name: str, as_json: bool) -> None:
     click.echo(table(["PATH", "KIND", "MODE", "WHEN", "FROM"], rows))
     for pattern, command in found.on_change:
         click.echo(f"when {pattern} changes: {command}")
+
+
+def _number_or_name(who: int | Account) -> int | str:
+    return who if isinstance(who, int) else who.name
 
 
 @overlay.command()

@@ -50,6 +50,8 @@ class Contents:
     warnings: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
     excludes: tuple[str, ...] = ()
+    users: Mapping[str, int] = field(default_factory=dict)
+    groups: Mapping[str, int] = field(default_factory=dict)
 
 
 class Draft:
@@ -83,6 +85,8 @@ class Draft:
             warnings=contents.warnings,
             tools=contents.tools,
             excludes=contents.excludes,
+            users=contents.users,
+            groups=contents.groups,
         )
         write_file(self.folder / MANIFEST, manifest.encode())
         for folder in self.folder.rglob("*"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ from bootd.image import kernel as header
 from bootd.image.beneath import Beneath, open_inside, read_inside
 from bootd.image.disk import ImageInputError
 from bootd.image.initramfs import features
+from bootd.image.users import MAX_FILE, numbers
 from bootd.image.versions import best_first, is_debug
 from bootd.image.walk import Survey
 from bootd.model import safe_name
@@ -61,6 +62,8 @@ class Inside:
     zstd: bool
     """Whether the kernel unpacks a zstd initramfs, as far as its configuration is there to ask."""
     warnings: tuple[str, ...]
+    users: Mapping[str, int]
+    groups: Mapping[str, int]
 
 
 def look(root: Path) -> Inside:
@@ -73,7 +76,13 @@ def look(root: Path) -> Inside:
         _os_release(root),
         _unpacks_zstd(root, kernels),
         tuple(_warnings(root, kernels, init)),
+        _accounts(root, "passwd"),
+        _accounts(root, "group"),
     )
+
+
+def _accounts(root: Path, name: str) -> dict[str, int]:
+    return numbers((read_inside(root, f"etc/{name}", MAX_FILE) or b"").decode(errors="replace"))
 
 
 def find_kernels(root: Path) -> tuple[FoundKernel, ...]:

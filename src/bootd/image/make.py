@@ -131,6 +131,8 @@ def build(
         warnings=tuple(warnings),
         tools=_versions(),
         excludes=excludes.patterns,
+        users=inside.users,
+        groups=inside.groups,
     )
 
 

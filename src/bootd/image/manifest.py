@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from bootd.model import safe_name
+from bootd.model import MAX_ID, safe_name
 
 MAX_MANIFEST: Final = 1 << 20
 """Bytes that a manifest may have."""
@@ -53,7 +53,7 @@ class Manifest:
 
     Of a root: `unpacked` bytes in `files` files, `init` its absolute path or empty, `os` as in
     ``debian-12``, `warnings` sentences, `tools` their versions by name, `excludes` the patterns of
-    what was left out.
+    what was left out, `users` and `groups` its own with their numbers.
     """
 
     name: str
@@ -72,6 +72,8 @@ class Manifest:
     warnings: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
     excludes: tuple[str, ...] = ()
+    users: Mapping[str, int] = field(default_factory=dict)
+    groups: Mapping[str, int] = field(default_factory=dict)
 
     def all_files(self) -> tuple[File, ...]:
         """Every artefact's file, each once."""
@@ -118,6 +120,8 @@ def decode(data: bytes) -> Manifest:
             warnings=_texts(raw, "warnings"),
             tools=_tools(raw.get("tools", {})),
             excludes=_texts(raw, "excludes"),
+            users=_accounts(raw, "users"),
+            groups=_accounts(raw, "groups"),
         )
     except ManifestError:
         raise
@@ -156,6 +160,16 @@ def _number(raw: dict[str, Any], key: str) -> int:
 def _tools(value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ManifestError("tools is not a map of texts")
+    return value
+
+
+def _accounts(raw: dict[str, Any], key: str) -> dict[str, int]:
+    value = raw.get(key, {})
+    if not isinstance(value, dict) or not all(
+        isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_ID
+        for number in value.values()
+    ):
+        raise ManifestError(f"{key} is not a map of numbers")
     return value
 
 

@@ -371,6 +371,8 @@ def _to_image(manifest: Manifest, folder: Path) -> Image:
         manifest.os,
         manifest.source,
         manifest.warnings,
+        MappingProxyType(manifest.users),
+        MappingProxyType(manifest.groups),
     )
 
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from bootd.image.beneath import Beneath, read_inside
 from bootd.image.disk import ImageInputError
-from bootd.image.users import Table, UsersError, merge, parse, with_groups
+from bootd.image.users import MAX_FILE, Table, UsersError, merge, parse, with_groups
 from bootd.image.walk import walk
-
-_MAX = 64 << 20
 
 
 def sync(root: Path, server: Path = Path("/")) -> list[str]:
@@ -37,7 +35,7 @@ def sync(root: Path, server: Path = Path("/")) -> list[str]:
 
 
 def _merged(root: Path, server: Path, name: str, fields: int, what: str) -> Table:
-    ours, theirs = (read_inside(place, f"etc/{name}", _MAX) for place in (server, root))
+    ours, theirs = (read_inside(place, f"etc/{name}", MAX_FILE) for place in (server, root))
     if ours is None or theirs is None:
         missing = "the server" if ours is None else "the image"
         raise UsersError(f"{missing} has no /etc/{name}")
@@ -51,7 +49,7 @@ def _merged(root: Path, server: Path, name: str, fields: int, what: str) -> Tabl
 def _write(root: Path, name: str, text: str) -> None:
     """Replace a file in /etc of the root in one step."""
     data = text.encode(errors="surrogateescape")
-    if read_inside(root, f"etc/{name}", _MAX) == data:
+    if read_inside(root, f"etc/{name}", MAX_FILE) == data:
         return
     with Beneath(root, follow=True) as beneath:
         folder = beneath.folder(("etc",))

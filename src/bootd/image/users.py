@@ -1,4 +1,5 @@
-"""The server's users and groups in an image, as `bootd image sync-users` puts them there. Pure.
+"""Users and groups of an image: their numbers, and the server's put there by `bootd image
+sync-users`. Pure.
 
 A file system that nodes share with the server knows owners by number. So whoever exists on both
 gets the server's number in the image, whoever exists on the server alone is added, and whoever is
@@ -7,10 +8,19 @@ in the image alone stays, unless the number is somebody else's then.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
+from bootd.model import MAX_ID
+
 _MAX_LINES: Final = 1_000_000
+MAX_FILE: Final = 64 << 20
+"""Bytes that are read of a passwd or group."""
+_NAME: Final = re.compile(r"[!-~]{1,32}")
+"""Names that are remembered: a bound on what an image can make a manifest hold."""
+MAX_NAMED: Final = 4096
+"""Users, and groups, whose numbers are remembered of an image."""
 
 
 class UsersError(ValueError):
@@ -52,7 +62,20 @@ def parse(text: str, place: str, fields: int) -> list[Line]:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 0xFFFF_FFFF
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
+
+
+def numbers(text: str) -> dict[str, int]:
+    """The uid or gid of each name of a passwd or group, the `MAX_NAMED` lowest of them.
+
+    As libc reads it: the first line of a name counts, and what is no line is left out.
+    """
+    found: dict[str, int] = {}
+    for line in text.splitlines()[:_MAX_LINES]:
+        parts = line.split(":")
+        if len(parts) >= 4 and _NAME.fullmatch(parts[0]) and _is_number(parts[2]):
+            found.setdefault(parts[0], int(parts[2]))
+    return dict(sorted(found.items(), key=lambda item: item[1])[:MAX_NAMED])
 
 
 def merge(server: list[Line], image: list[Line], what: str) -> Table:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from bootd.model import (
+    Account,
     Condition,
     Node,
     Overlay,
@@ -20,6 +21,7 @@ from bootd.model import (
 from bootd.overlay import paths
 from bootd.overlay.cpio import CpioError, Entry, with_parents
 from bootd.overlay.links import TemplateValueError
+from bootd.overlay.owners import Kind, OwnerError, number
 from bootd.overlay.rules import glob
 from bootd.overlay.secrets import PLACEHOLDERS, Secrets
 from bootd.overlay.template import (
@@ -50,6 +52,8 @@ GENERATOR: Final = "etc/systemd/system-generators/bootd-delete"
 """What keeps systemd from loading a unit that is to be removed: it reads units before that."""
 EXAMPLE_SERVER: Final = ServerAddress(IPv4Address("192.0.2.1"))
 """What templates are checked with: which interface a node will come in on is not known yet."""
+_OWNERS: Final = frozenset(("image", "resources"))
+"""What owners that are written as names depend on."""
 MAX_FAULTS: Final = 100
 MAX_NAMED: Final = 3
 """Faults that `check` tells apart, and nodes that it names for each."""
@@ -87,6 +91,8 @@ def _reads(overlay: Overlay) -> Iterator[frozenset[str]]:
     for entry in overlay.entries:
         if entry.kind == "template":
             yield compile_template(entry.content, entry.source).names
+        if isinstance(entry.uid, Account) or isinstance(entry.gid, Account):
+            yield _OWNERS
 
 
 def render(
@@ -183,6 +189,7 @@ class _Context:
         """The archive's entries of one path of an overlay."""
         if not self._fits(overlay, entry.when):
             return
+        owner = self._number(entry.uid, "user"), self._number(entry.gid, "group")
         if entry.kind != "template":
             mode = _TYPES[entry.kind] | entry.mode
             link = f"{overlay.name}/{entry.hardlink}" if entry.hardlink else ""
@@ -190,26 +197,34 @@ class _Context:
                 entry.path,
                 mode,
                 entry.content,
-                entry.uid,
-                entry.gid,
+                *owner,
                 rdev=entry.rdev,
                 hardlink=link,
             )
             return
         rendered = self._rendered(overlay, entry)
         if rendered.own is not None:
-            yield self._made(entry, entry.path, rendered.own)
+            yield self._made(entry, entry.path, rendered.own, owner)
         for path, made in rendered.others.items():
             fault = paths.fault(path)
             if fault is not None:
                 raise RenderError(entry.source, 1, fault, self.node.name)
-            yield self._made(entry, path, made)
+            yield self._made(entry, path, made, owner)
 
-    def _made(self, entry: OverlayEntry, path: str, made: Made) -> Entry:
+    def _number(self, who: int | Account, kind: Kind) -> int:
+        """The uid or gid on this node."""
+        if isinstance(who, int):
+            return who
+        try:
+            return number(who, kind, self.node, self.registry.images.get(self.node.image or ""))
+        except OwnerError as error:
+            raise RenderError(who.file, who.line, str(error), self.node.name) from None
+
+    def _made(self, entry: OverlayEntry, path: str, made: Made, owner: tuple[int, int]) -> Entry:
         mode = entry.mode if made.mode is None else made.mode
         mode = stat.S_IFLNK | 0o777 if made.link else stat.S_IFREG | mode
         try:
-            return Entry(path, mode, made.content, entry.uid, entry.gid)
+            return Entry(path, mode, made.content, *owner)
         except CpioError as error:
             raise RenderError(entry.source, 1, str(error), self.node.name) from None
 

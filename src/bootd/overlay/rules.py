@@ -4,7 +4,7 @@ description: Secure shell
 when: tags.ssh != "no"                   # the whole overlay
 paths:                                   # * and ? within a name, ** across folders
   etc/ssh/*_key: {mode: 0600}
-  srv/www: {owner: 33, group: 33, when: tags.role == "web"}
+  srv/www: {owner: 33, group: www-data, when: tags.role == "web"}
 directories: {var/lib/app: {mode: 0750}}
 symlinks: {etc/mtab: /proc/self/mounts}
 devices: {dev/null2: {type: char, major: 1, minor: 3, mode: 0666}}
@@ -23,13 +23,14 @@ from typing import Any, Final
 
 from bootd.config.faults import Fault, nearest, shown
 from bootd.config.source import Document, Step, dotted
-from bootd.model import Condition, OverlayEntry
+from bootd.model import MAX_ID, Account, Condition, OverlayEntry
 from bootd.overlay import paths
 from bootd.overlay.template import RenderError, compile_condition
 
 _MODE: Final = re.compile(r"0?[0-7]{3,4}", re.ASCII)
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._@:+,/=-]+", re.ASCII)
-_MAX_ID: Final = 0xFFFF_FFFE
+_ACCOUNT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", re.ASCII)
+"""Names of users and groups, as useradd(8) lets them be."""
 MAX_COMMAND: Final = 1000
 """Characters of a command of ``on_change``."""
 MAX_STARS: Final = 3
@@ -43,8 +44,8 @@ class Attributes:
     """What a rule says of a path; None is not said."""
 
     mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
+    uid: int | Account | None = None
+    gid: int | Account | None = None
     when: Condition | None = None
 
     def applied(self, entry: OverlayEntry) -> OverlayEntry:
@@ -216,15 +217,14 @@ class _Reader:
             return None
         return int(str(value), 8)
 
-    def _id(self, where: Sequence[Step], value: Any) -> int | None:
+    def _id(self, where: Sequence[Step], value: Any) -> int | Account | None:
         if value is None or value == "root":
             return None if value is None else 0
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_ID:
-            what = (
-                f"{shown(value)} is not a number (or root): names are the node's, "
-                "and this server does not know them"
-            )
-            self._fault(where, what)
+        if isinstance(value, str) and _ACCOUNT.fullmatch(value):
+            origin = self._document.origin(where)
+            return Account(value, origin.file, origin.line)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_ID:
+            self._fault(where, f"{shown(value)} is neither a number nor a name")
             return None
         return value
 

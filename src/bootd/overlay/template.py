@@ -42,7 +42,8 @@ VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
         "tags": "the node's tags: tags.rack",
         "resources": "the node's resources",
         "network": "the node's network devices by name: device, mac, ip, gateway, mtu, dns, …",
-        "image": "the active generation of the node's image: name, generation, kernel_version",
+        "image": "the active generation of the node's image: name, generation, kernel_version, "
+        "users and groups (names to numbers)",
         "nodes": "every node, in the order of the files",
         "host_keys": "the node's SSH host keys, kept by the server: type, private, public of each",
         "known_hosts": "pairs of node and ed25519 public key, for every node that has host keys",
