@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
+from types import MappingProxyType
 
 import pytest
 
@@ -20,6 +21,7 @@ from bootd.model import (
     UnknownPolicy,
     parse_mac,
 )
+from bootd.overlay import template as module
 from bootd.overlay import tree
 from bootd.overlay.cpio import Entry
 from bootd.overlay.render import Shared, Which, check, render
@@ -152,7 +154,9 @@ def test_an_attribute_that_no_node_has_is_an_error_with_its_line() -> None:
 
 
 def test_a_tag_that_this_node_lacks_is_an_error() -> None:
-    assert "'role'" in reason("{{ tags.role }}")
+    assert "a map has no 'role'" in reason("{{ tags.role }}")
+    frozen = replace(N001, tags=MappingProxyType({}))
+    assert "a map has no 'role'" in reason("{{ tags.role }}", frozen)
 
 
 def test_a_syntax_error_has_its_line() -> None:
@@ -217,6 +221,63 @@ def test_a_template_can_skip_its_file() -> None:
 
 def test_an_empty_template_makes_an_empty_file() -> None:
     assert text("") == ""
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        "{% for i in range(99999) %}\n{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+)
+def test_what_would_never_end_ends(endless: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_STEPS", 1000)
+
+    assert "does not end: too many turns of loops, or calls" in reason(endless)
+
+
+@pytest.mark.parametrize(
+    ("large", "says"),
+    [
+        ('{{ "x" * 10**9 }}', "makes more than 1 MiB"),
+        ("{{ 10**9 * [node] }}", "makes more than 1 MiB"),
+        ("{{ 2 ** (9 ** 9) }}", "a power of more than 4096 bits"),
+        ('{% for i in range(17) %}{{ "x" * 2**16 }}{% endfor %}', "makes more than 1 MiB"),
+        (
+            '{% for i in "abc" %}{% file i %}{{ "x" * 2**19 }}{% endfile %}{% endfor %}',
+            "makes more than 1 MiB",
+        ),
+    ],
+)
+def test_what_would_not_fit_into_memory_is_an_error(
+    large: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 1 << 20)
+
+    assert says in reason(large)
+
+
+def test_loops_know_where_they_are_though_their_turns_are_counted() -> None:
+    looped = (
+        "{% for i in [3, 4] %}{{ i }}{{ loop.index }}/{{ loop.length }}"
+        "{{ '' if loop.last else ', ' }}{% endfor %}"
+        "{% for i in [] %}{% else %} none{% endfor %} {{ 2 ** 3 * 2 }}{{ 'ab' * 2 }}"
+    )
+
+    assert text(looped) == "31/2, 42/2 none 16abab"
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        [template("x", '{% file "x" %}a{% endfile %}b')],
+        [template("x", "a"), template("y", '{% file "x" %}b{% endfile %}')],
+        [template("x", '{% symlink "y", "a" %}'), OverlayEntry("y", "file", 0o644, source="y")],
+    ],
+)
+def test_a_path_that_an_overlay_makes_twice_is_an_error(again: list[OverlayEntry]) -> None:
+    with pytest.raises(RenderError, match=r"node n001: makes /[xy], which .* makes too"):
+        made(overlay(*again))
 
 
 def test_what_no_node_changes_is_rendered_once() -> None:

@@ -7,7 +7,7 @@ it encloses into a file of its own, ``{% symlink "TARGET" %}`` makes this templa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import CodeType, MappingProxyType
@@ -57,6 +57,17 @@ ALL_NODES: Final = frozenset(("nodes", "known_hosts"))
 """A template that reads one of these changes when any node does."""
 
 
+MAX_STEPS: Final = 10_000_000
+"""Turns of loops that one rendering may take: a second or two. The hosts of 10,000 nodes with all
+their devices take 100,000."""
+CALL_STEPS: Final = 10
+"""What a call counts: it takes so many times as long."""
+MAX_BYTES: Final = 64 << 20
+"""What one template may make: as much as a whole overlay may have (`overlay.tree`)."""
+_MAX_POWER: Final = 4096
+"""Bits of a power: without a bound one expression stops the whole daemon."""
+
+
 class RenderError(Exception):
     """A template that does not render: `source` and `line` (from 1) say where, `reason` what."""
 
@@ -80,6 +91,30 @@ class Rendered:
 
     own: Made | None = None
     others: dict[str, Made] = field(default_factory=dict)
+    steps: int = 0
+    size: int = 0
+
+    def step(self, steps: int = 1) -> None:
+        """Count a turn of a loop. Raises `TemplateValueError` where it is one too many: nothing
+        else ends two loops over all nodes in each other."""
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            raise TemplateValueError("does not end: too many turns of loops, or calls")
+
+    def made(self, text: str, mode: int | None = None, *, link: bool = False) -> Made:
+        """`text` as bytes. Raises `TemplateValueError` where it is too much."""
+        content = text.encode()
+        self.size += len(content)
+        _fits_memory(self.size)
+        return Made(content, mode, link)
+
+
+def _fits_memory(size: int) -> None:
+    if size > MAX_BYTES:
+        raise TemplateValueError(
+            f"makes more than {MAX_BYTES >> 20} MiB; overlays are held in memory: put large files "
+            "into the image"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +133,7 @@ class _End(Exception):
 class _Statements(Extension):
     """The statements that Jinja2 does not have."""
 
+    identifier = "bootd.statements"
     tags = {"file", "skip", "symlink"}  # noqa: RUF012 - Jinja2 declares it as an instance attribute
 
     def parse(self, parser: Parser) -> nodes.Node:
@@ -114,13 +150,27 @@ class _Statements(Extension):
         body = parser.parse_statements(("name:endfile",), drop_needle=True)
         return nodes.CallBlock(call, [], [], body).set_lineno(token.lineno)
 
+    def counted(self, tree: nodes.Template) -> nodes.Template:
+        """`tree` with its loops' turns counted."""
+        for loop in tree.find_all(nodes.For):
+            assert isinstance(loop.iter, nodes.Expr)
+            arguments = [nodes.ContextReference(), loop.iter]
+            loop.iter = self.call_method("_turns", arguments, lineno=loop.iter.lineno)
+        return tree
+
+    def _turns(self, context: Context, items: Iterable[object]) -> Iterator[object]:
+        step = _rendered(context).step
+        for item in items:
+            step()
+            yield item
+
     def _skip(self, context: Context) -> None:
         _rendered(context).own = None
         raise _End
 
     def _symlink(self, context: Context, first: object, second: object = None) -> None:
         target = _text("symlink: the target", first if second is None else second)
-        made = Made(target.encode(), link=True)
+        made = _rendered(context).made(target, link=True)
         if second is None:
             _rendered(context).own = made
             raise _End
@@ -130,12 +180,12 @@ class _Statements(Extension):
         self, context: Context, path: object, mode: object = None, *, caller: Callable[[], str]
     ) -> str:
         text = _text("file: the path", path)
-        _add(context, text, Made(caller().encode(), _mode(mode)))
+        _add(context, text, _rendered(context).made(caller(), _mode(mode)))
         return ""
 
 
 def _rendered(context: Context) -> Rendered:
-    rendered = context[_SINK]
+    rendered = context.parent[_SINK]
     assert isinstance(rendered, Rendered)
     return rendered
 
@@ -175,8 +225,29 @@ def _finalize(value: object) -> object:
     return value
 
 
-def _environment(undefined: type[Undefined]) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja2's sandbox, which also has an end."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the sandbox's, and counted: a macro can call itself."""
+        _rendered(__context).step(CALL_STEPS)
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Refuse what would not fit into memory."""
+        for one, other in ((left, right), (right, left)):
+            if operator == "*" and isinstance(one, str | list | tuple) and isinstance(other, int):
+                _fits_memory(len(one) * other)
+        whole = isinstance(left, int) and isinstance(right, int)
+        if operator == "**" and whole and left.bit_length() * right > _MAX_POWER:
+            raise TemplateValueError(f"a power of more than {_MAX_POWER} bits")
+        return super().call_binop(context, operator, left, right)
+
+
+def _environment(undefined: type[Undefined]) -> _Sandbox:
+    environment = _Sandbox(
         undefined=undefined,
         finalize=_finalize,
         keep_trailing_newline=True,
@@ -198,11 +269,13 @@ def compile_template(content: bytes, source: str) -> Compiled:
     return _compile(_ENVIRONMENT, content.decode("utf-8"), source)
 
 
-def _compile(environment: ImmutableSandboxedEnvironment, text: str, source: str) -> Compiled:
+def _compile(environment: _Sandbox, text: str, source: str) -> Compiled:
     try:
         tree = environment.parse(text, filename=source)
         names = frozenset(meta.find_undeclared_variables(tree))
-        code: CodeType = environment.compile(text, filename=source)
+        statements = environment.extensions[_Statements.identifier]
+        assert isinstance(statements, _Statements)
+        code: CodeType = environment.compile(statements.counted(tree), filename=source)
     except TemplateSyntaxError as error:
         raise RenderError(source, error.lineno, error.message or "syntax error") from None
     template = Template.from_code(environment, code, environment.make_globals(None))
@@ -216,7 +289,7 @@ def render_template(compiled: Compiled, variables: Mapping[str, Any]) -> Rendere
         text = compiled.template.render({**variables, _SINK: rendered})
         # What stands between file statements is layout, not a file.
         if not rendered.others or text.strip():
-            rendered.own = Made(text.encode())
+            rendered.own = rendered.made(text)
     except _End:
         pass
     except Exception as error:  # a template can raise whatever its expressions do
