@@ -21,8 +21,14 @@ def _escaped(char: str) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
-_NO_ATTRIBUTE: Final = re.compile(r"'bootd\.model\.(\w+) object' has no attribute '(\w+)'")
-_WORDS: Final = {"NetDev": "network device", "ServerAddress": "server"}
+_NO_ATTRIBUTE: Final = re.compile(r"'(?:bootd\.model\.)?(\w+) object' has no attribute '(\w+)'")
+_WORDS: Final = {
+    "NetDev": "network device",
+    "ServerAddress": "server",
+    "mappingproxy": "map",
+    "dict": "map",
+    "str": "text",
+}
 
 
 def undefined(message: str) -> str:

@@ -146,9 +146,11 @@ class _Context:
             for path in overlay.delete:
                 deleted[path] = overlay
                 entries = {p: e for p, e in entries.items() if not f"{p}/".startswith(f"{path}/")}
+            makers: dict[str, str] = {}
             for entry in overlay.entries:
                 try:
                     for made in self._entries(overlay, entry):
+                        self._once(made, entry, makers)
                         self._restore(made, entry, deleted)
                         entries[made.path] = made
                 except RenderError as error:
@@ -165,6 +167,13 @@ class _Context:
             names = ", ".join(overlay.name for overlay in overlays)
             faults.append(RenderError(f"overlays {names}", 1, str(error), self.node.name))
             return []
+
+    def _once(self, made: Entry, entry: OverlayEntry, makers: dict[str, str]) -> None:
+        """One overlay makes a path once: which of two would be there, nobody has said."""
+        if made.path in makers:
+            reason = f"makes /{made.path}, which {makers[made.path]} makes too"
+            raise RenderError(entry.source, 1, reason, self.node.name)
+        makers[made.path] = entry.source
 
     def _restore(self, made: Entry, entry: OverlayEntry, deleted: dict[str, Overlay]) -> None:
         """A file that an earlier overlay deletes is there after all; in a folder that one deletes
