@@ -179,6 +179,23 @@ def test_networkmanagers_connections_are_for_root_only_and_keep_their_uuid() -> 
     assert uuid != [line for line in other.content.splitlines() if line.startswith(b"uuid=")]
 
 
+def test_networkmanager_searches_domains_without_ipv4_too() -> None:
+    given = node("six", device("boot", "eth0", ip6="2001:db8::1/64", search=("x.example",)))
+
+    written = text(
+        given, "NetworkManager", "etc/NetworkManager/system-connections/bootd-eth0.nmconnection"
+    )
+
+    assert "dns-search=x.example;" in written.partition("[ipv6]")[2]
+
+
+@pytest.mark.parametrize("name", ["NetworkManager", "netname", "networkd", "systemd-mounts"])
+def test_who_has_no_device_and_no_mount_gets_no_empty_file_instead(name: str) -> None:
+    files = rendered(NOTHING, name).values()
+
+    assert [entry.path for entry in files if stat.S_ISREG(entry.mode) and not entry.content] == []
+
+
 def test_cards_are_named_by_mac_address_where_both_are_known() -> None:
     files = rendered(BONDED, "netname")
 
@@ -227,6 +244,15 @@ def test_roots_authorized_keys_are_those_of_resources_or_the_images() -> None:
     assert entry.content == b"ssh-ed25519 CCCC admin@server\n"
     assert stat.S_IMODE(entry.mode) == 0o600
     assert "root/.ssh/authorized_keys" not in rendered(PLAIN, "ssh")
+
+
+def test_a_percent_sign_in_a_mount_is_no_specifier_of_systemd() -> None:
+    mount = {"what": "server:/50%", "where": "/srv/50%", "options": "size=5%", "automount": True}
+    files = rendered(replace(PLAIN, resources={"mounts": [mount]}), "systemd-mounts")
+
+    for entry in files.values():
+        if stat.S_ISREG(entry.mode):
+            assert entry.content.count(b"%") == 2 * entry.content.count(b"%%")
 
 
 def test_a_mount_waits_for_the_network_where_it_needs_it() -> None:

@@ -211,6 +211,14 @@ def test_a_template_that_makes_files_can_make_its_own_too() -> None:
     assert (files["x"].content, files["y"].content) == (b"own\n", b"other")
 
 
+def test_a_template_of_files_that_makes_none_for_a_node_makes_no_empty_file() -> None:
+    files = made(
+        overlay(template("x", "{% for i in [] %}\n{% file i %}{% endfile %}\n{% endfor %}\n"))
+    )
+
+    assert "x" not in files
+
+
 def test_a_template_can_skip_its_file() -> None:
     files = made(
         overlay(template("etc/gpu", "{% if tags.role is undefined %}{% skip %}{% endif %}x"))

@@ -119,11 +119,13 @@ def _fits_memory(size: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A template ready to render. `names` are the variables it reads."""
+    """A template ready to render. `names` are the variables it reads; `elsewhere` says that it has
+    statements that make files or symlinks, for some nodes at least."""
 
     template: Template
     source: str
     names: frozenset[str]
+    elsewhere: bool
 
 
 class _End(Exception):
@@ -279,7 +281,8 @@ def _compile(environment: _Sandbox, text: str, source: str) -> Compiled:
     except TemplateSyntaxError as error:
         raise RenderError(source, error.lineno, error.message or "syntax error") from None
     template = Template.from_code(environment, code, environment.make_globals(None))
-    return Compiled(template, source, names)
+    made = {found.name for found in tree.find_all(nodes.ExtensionAttribute)}
+    return Compiled(template, source, names, not made.isdisjoint(("_file", "_symlink")))
 
 
 def render_template(compiled: Compiled, variables: Mapping[str, Any]) -> Rendered:
@@ -287,8 +290,8 @@ def render_template(compiled: Compiled, variables: Mapping[str, Any]) -> Rendere
     rendered = Rendered()
     try:
         text = compiled.template.render({**variables, _SINK: rendered})
-        # What stands between file statements is layout, not a file.
-        if not rendered.others or text.strip():
+        # What stands between file statements is layout, also where none of them made a file.
+        if not compiled.elsewhere or text.strip():
             rendered.own = rendered.made(text)
     except _End:
         pass
