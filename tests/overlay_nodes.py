@@ -137,7 +137,30 @@ RICH: Final = node(
 )  # fmt: skip
 """Everything that resources can say."""
 
-NODES: Final = (PLAIN, BARE, NOTHING, BONDED, FABRIC, DUAL, RICH)
+SIX: Final = node(
+    "six",
+    device("boot", "eth0", mac=mac(8), ip6="2001:db8::17/64", gateway6="2001:db8::1",
+           dns=("2001:db8::53",), search=("cluster.example",)),
+    device("second", "eth1", mac=mac(9),
+           options={"dhcp": False, "dhcp6": True, "accept_ra": True, "optional": True}),
+)  # fmt: skip
+"""No IPv4 at all: one card with a fixed address, one that is given one."""
+
+LAYERED: Final = node(
+    "layered",
+    device("boot", "eno1", mac=mac(10), mtu=9000),
+    device("second", "eno2", mac=mac(11), mtu=9000),
+    device("bond0", "bond0", type="bond", mtu=9000, options={"members": ["boot", "second"]}),
+    device("virt", "br0", type="bridge", ip="10.0.0.18/24", ip6="2001:db8::18/64",
+           gateway="10.0.0.1", mtu=9000, options={"members": ["bond0"]}),
+    device("plain", "eno3", mac=mac(12), mtu=4000, dns=("10.0.0.2",)),
+    device("service", "eno3.5", type="vlan", ip="10.5.0.18/24", mtu=1500,
+           options={"id": 5, "link": "plain", "metric": 50,
+                    "routes": [{"to": "default", "via": "10.5.0.1", "metric": 500}]}),
+)  # fmt: skip
+"""A bridge over a bond, and a VLAN on a card that asks DHCP, each with a size of packets."""
+
+NODES: Final = (PLAIN, BARE, NOTHING, BONDED, FABRIC, DUAL, RICH, SIX, LAYERED)
 NETWORKS: Final = tuple(found for found in NODES if found is not NOTHING)
 
 
