@@ -334,6 +334,16 @@ def test_mistakes_are_faults_that_say_where_and_what(text: str, says: str, site:
         load(folder)
 
 
+def test_a_file_that_cannot_be_read_does_not_make_its_rule_fit_nothing(site: Site) -> None:
+    folder = site("paths: {etc/app/key: {mode: 0600}}")
+    (folder / "own/rootfs/etc/app/key").rename(folder / "own/rootfs/etc/app/key.j2")
+    (folder / "own/rootfs/etc/app/key.j2").write_bytes(b"\xff")
+
+    (fault,) = faults(folder).splitlines()
+
+    assert "key.j2: is a template, but not UTF-8" in fault
+
+
 def test_all_mistakes_are_told_at_once(site: Site) -> None:
     text = "delete: [/x, '*']\npaths: {etc/app/key: {mode: z, owner: q+}}\n"
 

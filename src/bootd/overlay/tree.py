@@ -138,9 +138,11 @@ class _Reading:
     def overlay(self) -> Overlay:
         """The overlay of all layers."""
         said = [(layer, self._rules(layer)) for layer in self.layers]
+        known = len(self.faults)
         entries = self._entries(said)
+        whole = len(self.faults) == known
         for layer, spoken in reversed(said):
-            self._apply(layer, spoken, entries)
+            self._apply(layer, spoken, entries, whole=whole)
         first_said = [spoken for _, spoken in said]
         deleted = dict.fromkeys(path for spoken in first_said for path in spoken.delete)
         for path in deleted:
@@ -228,13 +230,16 @@ class _Reading:
             self.faults.append(f"{found.file}: {_reason(error)}")
             return None
 
-    def _apply(self, layer: Layer, spoken: rules.Rules, entries: dict[str, OverlayEntry]) -> None:
+    def _apply(
+        self, layer: Layer, spoken: rules.Rules, entries: dict[str, OverlayEntry], *, whole: bool
+    ) -> None:
+        """What `spoken` says of `entries`, which are `whole` where none was left out as faulty."""
         for rule in spoken.paths:
             fitting = [path for path in entries if rule.matches(path)]
             for path in fitting:
                 entries[path] = rule.attributes.applied(entries[path])
             # The distribution's may speak of what the site has replaced.
-            if not fitting and not layer.distribution:
+            if whole and not fitting and not layer.distribution:
                 self.faults.append(str(rule.place))
 
 
