@@ -17,6 +17,7 @@ from bootd.cli import cli
 from bootd.config.load import load
 from bootd.migrate.gotemplate import translate
 from bootd.migrate.nodesconf import Cluster
+from bootd.overlay import tree
 
 NODES = """\
 nodeprofiles:
@@ -121,6 +122,21 @@ def test_overlays_are_copied_with_modes_links_and_what_can_be_translated(server:
     assert (etc / "link").readlink() == Path("plain")
     assert not (etc / "list.j2").exists()
     assert (server.parent / "new/unconverted/site/etc/list.ww").exists()
+
+
+def test_owners_of_an_overlays_files_are_what_they_were(server: Path) -> None:
+    etc = server / "overlays/site/rootfs/etc"
+    (etc / "a[1]").touch()
+    uid, gid = (107, 115) if os.getuid() == 0 else (os.getuid(), os.getgid())
+    for path in etc.iterdir():
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+    take_over(server)
+
+    overlay = tree.load([str(server.parent / "new/overlays")])["site"]
+    owners = {e.path: (e.uid, e.gid) for e in overlay.entries if e.kind != "dir"}
+    paths = ("etc/a[1]", "etc/link", "etc/motd", "etc/plain")
+    assert owners == dict.fromkeys(paths, (uid, gid))
 
 
 def test_nothing_is_written_over_and_nothing_half(server: Path) -> None:

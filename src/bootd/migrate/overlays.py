@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
+import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -44,14 +46,19 @@ def own(folder: Path, taken: frozenset[str], report: Report) -> dict[str, str]:
 def copy(source: Path, target: Path, aside: Path, where: str, report: Report) -> None:
     """Copy one overlay to `target`; templates that a person has to translate go to `aside`.
 
-    Links are copied as links; what is neither file, folder nor link is left out. Raises `OSError`.
+    Links are copied as links; what is neither file, folder nor link is left out. Warewulf's nodes
+    have the server's owners, here overlay.yaml says them. Raises `OSError`.
     """
     root = source / "rootfs" if (source / "rootfs").is_dir() else source
     (target / "rootfs").mkdir(parents=True)
+    owners = {}
     for path in _beneath(root):
         inside = path.relative_to(root)
         made = target / "rootfs" / inside
-        mode = path.lstat().st_mode
+        found = path.lstat()
+        mode = found.st_mode
+        if (found.st_uid, found.st_gid) != (0, 0):
+            owners[inside] = {"owner": found.st_uid, "group": found.st_gid}
         if stat.S_ISLNK(mode):
             made.symlink_to(path.readlink())
         elif stat.S_ISDIR(mode):
@@ -64,6 +71,20 @@ def copy(source: Path, target: Path, aside: Path, where: str, report: Report) ->
             if path.suffix == ".j2":
                 report.add(f"{where}: /{inside}", "ends in .j2, so bootd takes it for a template")
             shutil.copy(path, made)
+    _write_owners(owners, target)
+
+
+def _write_owners(owners: Mapping[Path, Mapping[str, int]], target: Path) -> None:
+    """Say in overlay.yaml whose those paths are, as far as they were copied."""
+    lines = []
+    for inside, owner in owners.items():
+        name = inside.with_suffix("") if inside.suffix in (".ww", ".j2") else inside
+        rootfs = target / "rootfs"
+        if os.path.lexists(rootfs / name) or os.path.lexists(rootfs / f"{name}.j2"):
+            # JSON is YAML too.
+            lines.append(f"  {json.dumps(glob.escape(str(name)))}: {json.dumps(owner)}\n")
+    if lines:
+        (target / "overlay.yaml").write_text("paths:\n" + "".join(lines))
 
 
 def _template(path: Path, made: Path, aside: Path, where: str, report: Report) -> None:
