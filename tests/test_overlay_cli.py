@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import fields
@@ -78,11 +79,19 @@ def test_owners_by_name_are_shown_as_names(run: Run, tmp_path: Path) -> None:
     (tmp_path / "overlays/base/overlay.yaml").write_text("paths: {etc/issue: {owner: munge}}")
 
     entries = json.loads(run("show", "base", "--json").stdout)["entries"]
+    (issue,) = [entry for entry in entries if entry["path"] == "etc/issue"]
 
     assert "0644 munge:0" in run("show", "base").stdout
-    assert {"uid": "munge", "gid": 0}.items() <= {e["path"]: e for e in entries}[
-        "etc/issue"
-    ].items()
+    assert (issue["uid"], issue["gid"]) == ("munge", 0)
+
+
+def test_folders_that_overlay_yaml_declares_are_shown(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "overlays/base/overlay.yaml").write_text("directories: {srv/x: {mode: 0750}}")
+
+    shown = run("show", "base").stdout
+
+    assert re.search(r"/srv/x +dir +0750 0:0", shown)
+    assert not re.search(r"/etc +dir", shown)
 
 
 def test_a_path_gives_exactly_the_nodes_bytes(run: Run) -> None:

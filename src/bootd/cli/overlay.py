@@ -90,6 +90,8 @@ def _summary(found: Overlay, settings: Settings, shadows: list[Shadow]) -> dict[
 @click.pass_obj
 def show(config: str, name: str, as_json: bool) -> None:
     """Show what overlay NAME puts on a node, and from which file each path comes."""
+    from bootd.overlay.scan import RULES
+
     _, overlays, _ = _trees(config)
     found = _named(overlays, name)
     if as_json:
@@ -127,7 +129,8 @@ def show(config: str, name: str, as_json: bool) -> None:
             entry.source,
         ]
         for entry in found.entries
-        if entry.kind != "dir"
+        # Folders that are there for their files' sake tell nothing.
+        if entry.kind != "dir" or Path(entry.source).name == RULES
     ]
     rows += [[f"/{path}", "deleted", "", "", ""] for path in found.delete]
     click.echo(table(["PATH", "KIND", "MODE", "WHEN", "FROM"], rows))
