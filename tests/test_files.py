@@ -162,6 +162,38 @@ async def test_links_beneath_the_folder_are_followed(root: Path, store: LoaderFi
     assert (await store.get("other/x.efi")).data == b"loader"
 
 
+@pytest.fixture
+def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Debian's package ipxe: ipxe.efi is in /boot, and /usr/lib/ipxe has a link to it."""
+    package, boot = tmp_path / "usr", tmp_path / "boot"
+    package.mkdir()
+    boot.mkdir()
+    (boot / "ipxe.efi").write_bytes(b"in boot")
+    (boot / "initrd.img").write_bytes(b"secret")
+    (package / "ipxe.efi").symlink_to(boot / "ipxe.efi")
+    (package / "snponly.efi").write_bytes(b"snponly")
+    monkeypatch.setattr(files, "_DEBIAN", (str(package),))
+    monkeypatch.setattr(files, "_BOOT", str(boot))
+    return package
+
+
+async def test_what_debian_keeps_in_boot_is_found_there_and_nothing_else(
+    root: Path, debian: Path
+) -> None:
+    store = LoaderFiles([root, debian])
+
+    first = await store.get("ipxe.efi", "snponly.efi")
+    assert first.data == b"in boot"
+    assert await store.get("ipxe.efi", "snponly.efi") is first
+    assert missing([root, debian], "ipxe") == ""
+    with pytest.raises(NotFound):
+        await store.get("initrd.img")
+
+    (root / "ipxe.efi").write_bytes(b"the site's own")
+    assert (await store.get("ipxe.efi", "snponly.efi")).data == b"the site's own"
+    store.close()
+
+
 @pytest.mark.parametrize(
     "name", ["absolute", "climbing", "folder/secret", "loop", "../secret", "proc/self/environ"]
 )
@@ -355,3 +387,18 @@ def test_a_file_of_the_sites_own_is_named_with_its_folder(root: Path) -> None:
     (root / "efi").mkdir()
     (root / "efi" / "own.efi").touch()
     assert missing([root], "efi/own.efi") == ""
+
+
+def test_a_file_that_would_be_refused_is_not_called_there(root: Path) -> None:
+    (root / "own.efi").symlink_to("/usr/lib/own.efi")
+    assert missing([root], "own.efi") == (
+        f"{root}/own.efi is not served: "
+        "it is a link that leaves its folder; put the file itself there"
+    )
+    (root / "own.efi").unlink()
+    (root / "own.efi").touch(0o600)
+    assert missing([root], "own.efi") == (
+        f"{root}/own.efi is not served: it is not readable for everyone (chmod o+r)"
+    )
+    (root / "own.efi").chmod(0o644)
+    assert missing([root], "own.efi") == ""

@@ -37,9 +37,23 @@ _DEBIAN: Final = (
 )
 
 
+_BOOT: Final = "/boot"
+_IN_BOOT: Final = frozenset({"ipxe.efi"})
+"""What Debian's package ``ipxe`` keeps in /boot and has a link to in /usr/lib/ipxe: a link that
+leaves its folder is not followed, and nothing else in /boot is for everyone."""
+
+
 def search_path(state_dir: str) -> tuple[Path, ...]:
     """Where loaders are looked for: the site's own folder, then where Debian's packages are."""
     return (Path(state_dir) / "tftp", *map(Path, _DEBIAN))
+
+
+def _folders(search: Sequence[str], name: str) -> Sequence[str]:
+    """The folders where `name` may be: those of `search`, and /boot before the links to it."""
+    if name not in _IN_BOOT or _DEBIAN[0] not in search:
+        return search
+    at = search.index(_DEBIAN[0])
+    return (*search[:at], _BOOT, *search[at:])
 
 
 _PACKAGES: Final[Mapping[str, str]] = {
@@ -50,17 +64,51 @@ _PACKAGES: Final[Mapping[str, str]] = {
 
 def missing(search: Sequence[Path], choice: str) -> str:
     """What a node with this ``loader`` would ask for in vain, and what to do, as a sentence; empty
-    where there is what one kind of machine needs. Looks at the disk."""
+    where there is what one kind of machine needs. Looks at the disk, by the daemon's own rules."""
     chains = loaders.chains(choice)
-    for chain in chains:
-        if all(any((root / n).is_file() for n in names for root in search) for names in chain):
-            return ""
-    lacking = next(
-        names for names in chains[0] if not any((r / n).is_file() for n in names for r in search)
-    )
+    roots = [str(root) for root in search]
+    looks = [[_look(roots, names) for names in chain] for chain in chains]
+    if any(all(look == "" for look in chain) for chain in looks):
+        return ""
+    number = next(n for n, look in enumerate(looks[0]) if look != "")
+    lacking, why = chains[0][number], looks[0][number]
+    if why is not None:
+        return why
     own = f"put it into {search[0]}"
     package = _PACKAGES.get(choice, "ipxe") if choice in loaders.CHOICES else ""
     return f"there is no {lacking[0]}: " + (f"apt install {package}, or {own}" if package else own)
+
+
+def _look(search: Sequence[str], names: Sequence[str]) -> str | None:
+    """What `LoaderFiles.get` would say of these names: empty where it has one, a sentence where it
+    would refuse it, None where there is none."""
+    for name in names:
+        for root in _folders(search, name):
+            try:
+                descriptor = open_beneath(root, name)
+            except NotFound:
+                continue
+            except Refused as refused:
+                return f"{root}/{name} is not served: {refused.sentence}"
+            try:
+                _may_be_served(os.fstat(descriptor), name, MAX_FILE)
+            except Refused as refused:
+                return f"{root}/{name} is not served: {refused.sentence}"
+            finally:
+                os.close(descriptor)
+            return ""
+    return None
+
+
+_SENTENCES: Final[Mapping[str, str]] = {
+    "outside": "it is a link that leaves its folder; put the file itself there",
+    "not-a-file": "it is no regular file",
+    "not-readable": "it is not readable for everyone (chmod o+r)",
+    "too-large": "it is too large",
+    "changing": "somebody is writing it",
+    "busy": "the server has no descriptors or memory left",
+    "io-error": "it cannot be read from the disk",
+}
 
 
 class NotFound(Exception):
@@ -72,13 +120,14 @@ class Refused(Exception):
 
     ``outside`` (a link that leaves the folder), ``not-a-file``, ``not-readable`` (to everyone),
     ``too-large``, ``changing`` (someone writes it in place), ``busy`` (no descriptor or memory
-    left) or ``io-error``. `transient` says that asking again may help.
+    left) or ``io-error``. `sentence` says it to people, `transient` that asking again may help.
     """
 
     def __init__(self, reason: str, name: str) -> None:
         super().__init__(f"{name}: {reason}")
         self.reason = reason
         self.name = name
+        self.sentence = _SENTENCES[reason]
         self.transient = reason in ("changing", "busy")
 
 
@@ -174,7 +223,7 @@ class LoaderFiles:
         if not any(path in self._known for path in self._paths(names)):
             return None
         for name in names:
-            for root in self.search:
+            for root in _folders(self.search, name):
                 try:
                     status = _cached_status(root, name)
                 except FileNotFoundError:
@@ -189,7 +238,7 @@ class LoaderFiles:
         return None
 
     def _paths(self, names: Sequence[str]) -> list[str]:
-        return [f"{root}/{name}" for name in names for root in self.search]
+        return [f"{root}/{name}" for name in names for root in _folders(self.search, name)]
 
     def _landed(self, names: tuple[str, ...], flight: asyncio.Future[LoadedFile]) -> None:
         del self._flights[names]
@@ -213,7 +262,7 @@ class LoaderFiles:
 
     def _find(self, names: Sequence[str], known: Mapping[str, LoadedFile]) -> LoadedFile:
         for name in names:
-            for root in self.search:
+            for root in _folders(self.search, name):
                 try:
                     descriptor = open_beneath(root, name)
                 except NotFound:
@@ -231,12 +280,7 @@ class LoaderFiles:
     ) -> LoadedFile:
         for _ in range(3):
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise Refused("not-a-file", name)
-            if not status.st_mode & stat.S_IROTH:
-                raise Refused("not-readable", name)
-            if status.st_size > self._max_file:
-                raise Refused("too-large", name)
+            _may_be_served(status, name, self._max_file)
             version = Version.of(status)
             had = known.get(path)
             if had is not None and had.version == version:
@@ -245,6 +289,16 @@ class LoaderFiles:
             if len(data) == status.st_size and Version.of(os.fstat(descriptor)) == version:
                 return LoadedFile(path, data, version)
         raise Refused("changing", name)
+
+
+def _may_be_served(status: os.stat_result, name: str, max_file: int) -> None:
+    """Raises `Refused` where what was opened is nothing for everyone, or more than `max_file`."""
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused("not-a-file", name)
+    if not status.st_mode & stat.S_IROTH:
+        raise Refused("not-readable", name)
+    if status.st_size > max_file:
+        raise Refused("too-large", name)
 
 
 def _read(descriptor: int, size: int) -> bytes:

@@ -183,7 +183,7 @@ async def loaded(site: Site, asked: Asked, names: tuple[str, ...], mac: Mac | No
             site.boots.note(mac, Stage.LOADER, asked.now, detail=detail, outcome="not-found")
         raise NotFound("there is no such file", quiet=tried) from None
     except files.Refused as refused:
-        sentence = f"this file is not served: {refused.reason}"
+        sentence = f"this file is not served ({refused.reason}): {refused.sentence}"
         if refused.transient:
             raise not_now(refused.reason, f"{sentence}; ask again") from None
         raise Denied(refused.reason, sentence) from None

@@ -26,7 +26,7 @@ async def site_file(site: Site, asked: Asked, path: str) -> Answer:
     except files.NotFound:
         raise NotFound("there is no such file") from None
     except files.Refused as refused:
-        sentence = f"this file is not served: {refused.reason}"
+        sentence = f"this file is not served ({refused.reason}): {refused.sentence}"
         if refused.transient:
             raise not_now(refused.reason, f"{sentence}; ask again") from None
         raise Denied(refused.reason, sentence) from None
