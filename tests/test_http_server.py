@@ -300,6 +300,17 @@ async def test_a_file_that_is_missing_is_a_404_that_says_so(service: Service) ->
     assert (reply.status, reply.line) == (404, "the kernel of this image is gone from the server")
 
 
+async def test_a_file_that_an_image_never_had_is_a_404_that_says_which(service: Service) -> None:
+    squashfs = await service.get("/squashfs/52-54-00-12-34-56")
+    archive = await service.get("/image/52-54-00-12-34-56")
+    service.change(image=None)
+    nothing = await service.get("/kernel/52-54-00-12-34-56")
+
+    assert (squashfs.status, squashfs.line) == (404, "image debian has no squashfs")
+    assert archive.line == "image debian has no archive of a root file system"
+    assert (nothing.status, nothing.line) == (404, "node n001 has no image")
+
+
 async def test_a_file_that_is_not_what_was_imported_is_not_sent(service: Service) -> None:
     Path(service.registry.images["debian"].artefacts["kernel"].path).write_bytes(b"shorter")
 

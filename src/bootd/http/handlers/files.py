@@ -47,8 +47,11 @@ async def artefact(
 ) -> Answer:
     """The file of `image` that is its `role`; counted to `boot`. Raises `Refusal`."""
     found = image.artefacts.get(role) if image is not None else None
-    if image is None or found is None:
-        raise NotFound(f"this node's image has no {role}", "no-image")
+    if image is None:
+        raise NotFound(f"node {node.name} has no image", "no-image")
+    if found is None:
+        what = "archive of a root file system" if role == "image" else role
+        raise NotFound(f"image {image.name} has no {what}", "no-image")
     try:
         answer = await _in_form(site, asked, await _opened(site, asked, found, node, boot))
     except Refusal as refusal:
