@@ -214,6 +214,7 @@ async def test_the_next_machines_in_order_of_arrival_get_the_free_names_of_a_set
         ({"mac": str(MAC), "nodes": "n002"}, 409, "is n001's already"),
         ({"mac": str(STRANGER), "nodes": "n[002-003]"}, 409, "one MAC address"),
         ({"nodes": "n[002-003]"}, 409, "nothing to claim"),
+        ({"nodes": str(STRANGER)}, 409, f"which node is it? bootd claim {STRANGER} NODE"),
         ({"nodes": "n[002-"}, 409, "node set"),
         ({}, 400, "a claim is"),
         ([], 400, "a claim is"),

@@ -72,9 +72,19 @@ def _names(registry: Registry, nodes: str) -> list[str]:
         raise ClaimRefused(str(error)) from error
     for name in names:
         if name not in registry.nodes:
+            if len(names) == 1 and _is_mac(name):
+                raise ClaimRefused(f"{name}: which node is it? bootd claim {name} NODE")
             hint = nearest(name, registry.nodes)
             raise ClaimRefused(f"{name}: no node is called that{hint}")
     return names
+
+
+def _is_mac(text: str) -> bool:
+    try:
+        parse_mac(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _one(registry: Registry, mac: str, names: Sequence[str]) -> tuple[Mac, str]:
