@@ -366,6 +366,30 @@ def test_a_node_that_runs_something_old_or_refreshes_badly_says_so() -> None:
     assert row({**up, "refresh": {**hooks, "failed_hooks": 0}})[-1] == ""
 
 
+@pytest.mark.parametrize("command", ["status", "nodes"])
+def test_a_list_is_of_the_nodes_that_are_named_and_a_name_that_is_none_is_exit_2(
+    run: Run, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [{"node": f"n{number:03}"} for number in range(1, 5)]
+    answer: Any = names if command == "nodes" else {"nodes": names, "unknown": [{"mac": "x"}]}
+    monkeypatch.setattr(Client, "get", lambda *_: answer)
+
+    found = json.loads(run(command, "n[002-003]", "--json").stdout)
+    wrong = run(command, "n001", "n04")
+    many = run(command, "n[001-009]")
+    bad = run(command, "n[1-")
+
+    rows = found if command == "nodes" else found["nodes"]
+    assert [row["node"] for row in rows] == ["n002", "n003"]
+    assert (wrong.exit_code, wrong.stderr) == (
+        2,
+        "Error: n04: no node is called that; did you mean 'n004'?\n",
+    )
+    assert (many.exit_code, many.stderr) == (2, "Error: n[005-009]: no node is called that\n")
+    assert bad.exit_code == 2
+    assert "n[1- is no node set" in bad.stderr
+
+
 def test_watch_shows_who_boots_first_and_leaves_out_who_never_asked() -> None:
     class Daemon(Client):
         def get(self, *parts: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
@@ -65,6 +65,23 @@ def refuse(faults: Iterable[str]) -> NoReturn:
     number = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
     click.echo(f"bootd: {number} in the configuration; nothing was changed", err=True)
     raise click.exceptions.Exit(2)
+
+
+def named(names: Iterable[str], known: Collection[str]) -> frozenset[str]:
+    """The nodes that `names` (``n001``, ``n[001-128]``) mean. Raises `WrongInput` where one of them
+    is not among the `known`."""
+    from bootd.config.faults import nearest
+    from bootd.text import fold, unfold
+
+    try:
+        wanted = {name for each in names for name in unfold(each)}
+    except ValueError as error:
+        raise WrongInput(str(error)) from error
+    strange = sorted(wanted.difference(known))
+    if strange:
+        hint = nearest(strange[0], known) if len(strange) == 1 else ""
+        raise WrongInput(f"{escape(fold(strange))}: no node is called that{hint}")
+    return frozenset(wanted)
 
 
 def print_json(value: object) -> None:

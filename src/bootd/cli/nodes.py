@@ -14,6 +14,7 @@ from bootd.cli.common import (
     config_option,
     duration,
     json_option,
+    named,
     print_json,
     size,
     table,
@@ -22,11 +23,18 @@ from bootd.text import escape
 
 
 @click.command()
+@click.argument("names", nargs=-1)
 @config_option
 @json_option
-def nodes(config: str, as_json: bool) -> None:
-    """List the nodes of the running daemon."""
+def nodes(names: tuple[str, ...], config: str, as_json: bool) -> None:
+    """List the nodes of the running daemon.
+
+    NAMES limits it to these nodes: n001 or n[001-128].
+    """
     answer = client_for(config).get("nodes")
+    if names:
+        wanted = named(names, [node["node"] for node in answer])
+        answer = [node for node in answer if node["node"] in wanted]
     if as_json:
         print_json(answer)
         return

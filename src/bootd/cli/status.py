@@ -11,15 +11,15 @@ import click
 from bootd.boots.timeline import Stage
 from bootd.cli.client import Client, client_for
 from bootd.cli.common import (
-    WrongInput,
     config_option,
     duration,
     json_option,
+    named,
     print_json,
     size,
     table,
 )
-from bootd.text import escape, unfold
+from bootd.text import escape
 
 HEADINGS: Final = ["NODE", "STAGE", "BYTES", "%", "RATE", "TOOK", "SEEN", "REBOOT", "ERROR"]
 _COLOURS: Final = {"up": "green", "fail": "red"}
@@ -70,10 +70,7 @@ def _rows(answer: dict[str, Any]) -> list[dict[str, Any]]:
 def _select(answer: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     if not names:
         return answer
-    try:
-        wanted = {name for each in names for name in unfold(each)}
-    except ValueError as error:
-        raise WrongInput(str(error)) from error
+    wanted = named(names, [each["node"] for each in answer["nodes"]])
     return {
         **answer,
         "nodes": [each for each in answer["nodes"] if each["node"] in wanted],
