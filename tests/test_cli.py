@@ -191,6 +191,23 @@ def test_explain_of_a_node_that_boots_its_own_disk(run: Run) -> None:
     assert "its own disk" in answer["decision"]
 
 
+def test_explain_knows_of_a_node_that_has_booted_once(run: Run, tmp_path: Path) -> None:
+    once = NODES.replace("boot: local", "boot: once")
+    result = run("explain", "n002", "--json", nodes=once)
+    assert "once, then its own disk" in json.loads(result.stdout)["decision"]
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "learned.json").write_text('{"once_done": ["n002"]}')
+
+    answer = json.loads(run("explain", "n002", "--json", nodes=once).stdout)
+
+    assert answer["decision"].endswith(
+        "is n002, which boots its own disk: it has booted once, as boot: once says"
+    )
+    assert answer["script"]["kind"] == "local"
+    values = {each["key"]: each["value"] for each in answer["values"]}
+    assert values["boot"] == "once"
+
+
 def test_explain_of_a_machine_that_nobody_knows_is_what_it_would_get(run: Run) -> None:
     answer = explained(run, "52:54:00:00:00:99")
 

@@ -7,8 +7,8 @@ Where a boot has a token, the word TOKEN stands for it.
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any, Final
 
@@ -184,9 +184,15 @@ def files(registry: Registry, node: Node, us: ServerAddress) -> dict[str, Any]:
 
 
 def explain(
-    registry: Registry, who: Node | Mac, us: ServerAddress, questions: list[Question]
+    registry: Registry,
+    who: Node | Mac,
+    us: ServerAddress,
+    questions: list[Question],
+    *,
+    once_done: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Everything about one machine. `questions` are the DHCP packets to answer."""
+    """Everything about one machine. `questions` are the DHCP packets to answer; of the nodes
+    `once_done` the registry says ``boot: local`` where the files say ``once``."""
     if isinstance(who, Node):
         node: Node | None = who
     else:
@@ -200,9 +206,9 @@ def explain(
     return {
         "node": node.name if node is not None else None,
         "mac": mac,
-        "decision": _decision(node, mac, policy),
+        "decision": _decision(node, mac, policy, once_done),
         "server": us.base,
-        "values": resolved(given) if given is not None else [],
+        "values": resolved(_as_written(given, once_done)) if given is not None else [],
         "dhcp": [dhcp_answer(registry, question, us) for question in questions],
         "script": boot_script(registry, given, mac, there, _machine(questions)) if mac else None,
         "files": files(registry, given, there) if given is not None else None,
@@ -216,7 +222,13 @@ def _machine(questions: list[Question]) -> Machine:
     return Machine(bios=questions[0].arch in (Arch.X86_BIOS, Arch.X86_BIOS_HTTP))
 
 
-def _decision(node: Node | None, mac: Mac | None, policy: UnknownPolicy) -> str:
+def _as_written(node: Node, once_done: Collection[str]) -> Node:
+    return replace(node, boot=BootTarget.ONCE) if node.name in once_done else node
+
+
+def _decision(
+    node: Node | None, mac: Mac | None, policy: UnknownPolicy, once_done: Collection[str]
+) -> str:
     if node is None:
         return f"no node has MAC address {mac}: dhcp.unknown is {policy.value}"
     if mac is None:
@@ -226,6 +238,8 @@ def _decision(node: Node | None, mac: Mac | None, policy: UnknownPolicy) -> str:
         BootTarget.ONCE: f"boots image {node.image} once, then its own disk",
         BootTarget.LOCAL: "boots its own disk",
     }[node.boot]
+    if node.name in once_done:
+        what += ": it has booted once, as boot: once says"
     return f"{mac} is {node.name}, which {what}"
 
 

@@ -51,15 +51,19 @@ def explain(
     from bootd import explain as explaining
     from bootd.config.load import load
     from bootd.model import ConfigError, ServerAddress
+    from bootd.state import Learned
 
     try:
         registry = load(config)
     except ConfigError as error:
         refuse(error.faults)
+    learned = Learned.load(registry.settings.state_dir)
+    learned.forget(registry)
+    registry = learned.apply(registry)
     machine = _machine(registry, who)
     us = ServerAddress(our_address(registry, machine, server), registry.settings.http.port)
     questions = _questions(machine, arch, vendor_class, user_class)
-    answer = explaining.explain(registry, machine, us, questions)
+    answer = explaining.explain(registry, machine, us, questions, once_done=learned.once_done)
     answer["running"] = _running(registry, answer["node"])
     if as_json:
         print_json(answer)
