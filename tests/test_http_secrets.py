@@ -392,6 +392,25 @@ async def test_everything_that_may_be_read_without_a_token_is_on_this_list(
             assert SECRET not in reply.body
 
 
+@pytest.mark.parametrize(
+    ("value", "query"),
+    [
+        ({"uuid": "01020304-0506-0708-090A-0B0C0D0E0F10"}, "uuid=0102030405060708090a0b0c0d0e0f10"),
+        ({"serial": "CZ 1"}, "serial=CZ%201"),
+        ({"asset_key": "blue"}, "assetkey=blue"),
+    ],
+)
+async def test_a_machine_need_say_only_what_its_node_asks_for(
+    service: Service, value: dict[str, str], query: str
+) -> None:
+    service.change(**value)
+    service.discover()
+
+    assert "/b/" not in (await service.get(SCRIPT)).text
+    assert "/b/" in (await service.get(f"{SCRIPT}?{query}")).text
+    assert "/b/" not in (await service.get(f"{SCRIPT}?{query}1")).text
+
+
 async def test_a_node_with_an_asset_key_must_say_it(service: Service) -> None:
     service.change(asset_key="blue & horse", uuid="01020304-0506-0708-090A-0B0C0D0E0F10")
     service.discover()

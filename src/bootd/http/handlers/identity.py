@@ -32,10 +32,9 @@ def has_said(asked: Asked, node: Node) -> bool:
     """Whether the machine has said what it knows, as far as `node` asks for it: as
     `scripts.introduce` lets iPXE do it, or as Warewulf's scripts do."""
     said = {field.partition("=")[0] for field in asked.query.split("&")}
-    wanted = [_ASSET]
-    wanted += [_UUID] if node.uuid else []
-    wanted += [_SERIAL] if node.serial else []
-    return all(said & names for names in wanted)
+    asked_for = ((node.asset_key, _ASSET), (node.uuid, _UUID), (node.serial, _SERIAL))
+    wanted = [names for value, names in asked_for if value]
+    return all(said & names for names in wanted or [_ASSET])
 
 
 def wrong(asked: Asked, node: Node) -> str:
