@@ -276,10 +276,42 @@ def test_templates_that_do_not_render_are_told_with_file_and_line(site: Site) ->
     site.write("templates/default.ipxe.j2", "#!ipxe\necho {{ nothing }}\n")
     site.write("overlays/motd/rootfs/etc/motd.j2", "one\n{{ node.nothing }}\n")
 
-    found = "\n".join(site.faults())
+    assert site.faults() == [
+        "templates/default.ipxe.j2:2:1: nodes.n1: 'nothing' is undefined",
+        "overlays/motd/rootfs/etc/motd.j2:2:1: nodes.n1: a node has no 'nothing'",
+    ]
 
-    assert "default.ipxe.j2:2" in found
-    assert "motd.j2:2" in found
+
+def test_what_one_node_names_in_vain_hides_no_fault_of_the_others_templates(site: Site) -> None:
+    site.image("debian-12")
+    site.write(
+        "nodes.yaml",
+        "nodes:\n"
+        "  n1: {image: debian-12, overlays: {system: [motd]}}\n"
+        "  n2: {image: debian-13}\n"
+        "  n3: {overlays: {runtime: [mtd]}}\n"
+        "  n4: {template: none}\n",
+    )
+    site.write("templates/default.ipxe.j2", "#!ipxe\necho {{ nothing }}\n")
+    site.write("overlays/motd/rootfs/etc/motd.j2", "{{ tags.rack }}\n")
+
+    assert [fault.partition(": ")[0] for fault in site.faults()] == [
+        "nodes.yaml:3:15",
+        "nodes.yaml:4:29",
+        "nodes.yaml:5:18",
+        "templates/default.ipxe.j2:2:1",
+        "overlays/motd/rootfs/etc/motd.j2:1:1",
+    ]
+
+
+def test_a_template_is_faulty_once_where_it_does_not_compile(site: Site) -> None:
+    site.image("debian-12")
+    site.write("nodes.yaml", "nodes: {n1: {image: debian-12}, n2: {image: debian-12}}\n")
+    site.write("templates/default.ipxe.j2", "#!ipxe\n{% if %}\n")
+
+    (fault,) = site.faults()
+
+    assert fault.startswith("templates/default.ipxe.j2:2:1: Expected an expression")
 
 
 def test_a_template_that_fails_for_one_kind_of_node_is_found_among_thousands(site: Site) -> None:

@@ -171,7 +171,7 @@ def test_a_fault_in_a_template_is_told_with_its_place(run: Run, tmp_path: Path) 
     result = render(run, "base")
 
     assert result.exit_code == 2
-    assert f"{file}:2:1: nodes.n001: 'nodee' is undefined" in result.stderr
+    assert "overlays/base/rootfs/etc/motd.j2:2:1: nodes.n001: 'nodee' is" in result.stderr
 
 
 def test_the_documentation_has_the_whole_reference(run: Run) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from bootd import scripts
 from bootd.model import BootPlan, BootTarget, Initrd, Mac, Node, ServerAddress, Template, dashed
 from bootd.registry import Registry
-from bootd.templating import Language, Lines, ScriptError, one_line
+from bootd.templating import Language, Lines, ScriptError, located, one_line
 
 CONFIG: Final = "grub.cfg.j2"
 HOLD: Final = "hold.grub.cfg.j2"
@@ -267,12 +267,12 @@ def check(registry: Registry) -> list[str]:
             try:
                 _GRUB.compile(template)
             except ScriptError as error:
-                faults[str(error)] = None
+                faults[located(error)] = None
     try:
         for mac in (_SAMPLE_MAC, None):
             render_hold(registry, mac, _SAMPLE_SERVER, why="check", node=None)
     except ScriptError as error:
-        faults[str(error)] = None
+        faults[located(error)] = None
     seen: set[object] = set()
     for node in registry.nodes.values():
         shape = scripts.shape_of(node)
@@ -282,9 +282,8 @@ def check(registry: Registry) -> list[str]:
         try:
             _try(registry, node)
         except ScriptError as error:
-            fault = str(error)
-            named = fault if f"node {node.name}" in fault else f"{fault} (node {node.name})"
-            faults[named] = None
+            if located(error) not in faults:
+                faults[located(error, node.name)] = None
     return list(faults)
 
 

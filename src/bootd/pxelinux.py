@@ -14,7 +14,7 @@ from typing import Any, Final
 from bootd import scripts
 from bootd.model import BootPlan, BootTarget, Mac, Node, ServerAddress, Template
 from bootd.registry import Registry
-from bootd.templating import Language, ScriptError, one_line
+from bootd.templating import Language, ScriptError, located, one_line
 
 CONFIG: Final = "pxelinux.cfg.j2"
 HOLD: Final = "hold.pxelinux.cfg.j2"
@@ -111,17 +111,18 @@ def check(registry: Registry) -> list[str]:
             try:
                 _PXELINUX.compile(template)
             except ScriptError as error:
-                faults[str(error)] = None
+                faults[located(error)] = None
     try:
         render_hold(registry, _SAMPLE_MAC, _SAMPLE_SERVER, why="check", node=None)
     except ScriptError as error:
-        faults[str(error)] = None
+        faults[located(error)] = None
     for node in registry.nodes.values():
         if uses(node):
             try:
                 _try(registry, node)
             except ScriptError as error:
-                faults[f"{error} (node {node.name})"] = None
+                if located(error) not in faults:
+                    faults[located(error, node.name)] = None
     return list(faults)
 
 

@@ -28,7 +28,7 @@ from bootd.model import (
     dashed,
 )
 from bootd.registry import Registry
-from bootd.templating import Language, Lines, one_line
+from bootd.templating import Language, Lines, located, one_line
 from bootd.templating import ScriptError as ScriptError
 
 HOLD: Final = "hold.ipxe.j2"
@@ -283,7 +283,8 @@ def check(registry: Registry, server: ServerAddress = _SAMPLE_SERVER) -> list[st
         try:
             _try(registry, node, server, template)
         except ScriptError as error:
-            faults[_naming(node, str(error))] = None
+            if located(error) not in faults:
+                faults[located(error, node.name)] = None
     return list(faults)
 
 
@@ -345,7 +346,7 @@ def _check_compiled(registry: Registry, faults: dict[str, None]) -> None:
             try:
                 _IPXE.compile(template)
             except ScriptError as error:
-                faults[str(error)] = None
+                faults[located(error)] = None
 
 
 def _check_shared(registry: Registry, server: ServerAddress, faults: dict[str, None]) -> None:
@@ -356,11 +357,7 @@ def _check_shared(registry: Registry, server: ServerAddress, faults: dict[str, N
     try:
         render_hold(_SAMPLE_MAC, server, hold, why="check")
     except ScriptError as error:
-        faults[str(error)] = None
-
-
-def _naming(node: Node, fault: str) -> str:
-    return fault if f"node {node.name}" in fault else f"{fault} (node {node.name})"
+        faults[located(error)] = None
 
 
 def can_ask(registry: Registry) -> bool:

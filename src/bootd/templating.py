@@ -8,6 +8,7 @@ between a file or a request and an injected command.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from types import CodeType, MappingProxyType, TracebackType
@@ -37,6 +38,20 @@ _METHODS: Final = frozenset(dir(MappingProxyType))
 
 class ScriptError(Exception):
     """A script cannot be made. The message says where: ``default.ipxe.j2:12: …``."""
+
+
+_PLACED: Final = re.compile(r"(?P<file>[^\n]+?\.j2)(:(?P<line>\d+))?: (?P<what>.+)", re.DOTALL)
+
+
+def located(error: ScriptError, node: str = "") -> str:
+    """`error` in the form of all faults, ``default.ipxe.j2:12:1: nodes.n001: what`` (Jinja2 tells
+    no columns); one that has no place in a template with its node's name."""
+    found = _PLACED.fullmatch(str(error))
+    if found is None:
+        known = not node or f"node {node}" in str(error)
+        return str(error) if known else f"{error} (node {node})"
+    place = f"{found['file']}:{found['line'] or 1}:1: "
+    return place + (f"nodes.{node}: " if node else "") + found["what"]
 
 
 class Lines(str):

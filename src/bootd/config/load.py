@@ -89,6 +89,22 @@ def _unlike_first(nodes: Mapping[str, Node]) -> dict[str, Node]:
     return {name: nodes[name] for name in kinds.values()} | dict(nodes)
 
 
+def _with_all_they_name(registry: Registry) -> Registry:
+    """`registry` without the nodes whose image, template or overlays do not all exist."""
+
+    def whole(node: Node) -> bool:
+        overlays = (*node.overlays_system, *node.overlays_runtime)
+        return (
+            (node.image is None or node.image in registry.images)
+            and f"{node.template}.ipxe.j2" in registry.templates
+            and all(name in registry.overlays for name in overlays)
+        )
+
+    nodes = {name: node for name, node in registry.nodes.items() if whole(node)}
+    default = registry.default if registry.default and whole(registry.default) else None
+    return replace(registry, nodes=MappingProxyType(nodes), default=default)
+
+
 @contextmanager
 def _collector_paused() -> Iterator[None]:
     """Without the garbage collector, which would walk what is being built again and again and hold
@@ -148,14 +164,14 @@ class _Load:
         self._certificate(settings.http.tls)
         if default is None and settings.dhcp.unknown is UnknownPolicy.DEFAULT:
             self._bootd_fault(("dhcp", "unknown"), "there is no profile 'default' to boot them")
-        complete = overlays is not None and images is not None
-        if complete and not self.unread:
+        complete = overlays is not None and images is not None and not self.unread
+        missing: list[Fault] = []
+        if complete:
             used = [*nodes.values(), *([default] if default is not None else [])]
             missing = checks.references(
                 used, images=images or {}, overlays=overlays or {}, templates=templates
             )
             self.faults += missing
-            complete = not missing
         made = Registry(
             settings=settings,
             nodes=MappingProxyType(nodes),
@@ -165,11 +181,14 @@ class _Load:
             default=default,
             generation=generation,
         )
-        if complete and not self.unread:
-            self.lines += [*scripts.check(made), *grub.check(made), *pxelinux.check(made)]
+        if complete:
+            # What a node names in vain is told already; the others' templates are tried as ever.
+            tried = _with_all_they_name(made) if missing else made
+            self.lines += [*scripts.check(tried), *grub.check(tried), *pxelinux.check(tried)]
             end = time.monotonic() + patience
-            unlike = replace(made, nodes=_unlike_first(made.nodes))
-            self.lines += render.check(unlike, stop=lambda: time.monotonic() > end)
+            unlike = replace(tried, nodes=_unlike_first(tried.nodes))
+            found = render.check(unlike, stop=lambda: time.monotonic() > end)
+            self.lines += map(self._display, found)
         self.stop_on_faults()
         return made
 
@@ -266,7 +285,7 @@ class _Load:
         try:
             return read()
         except ConfigError as error:
-            self.lines += error.faults
+            self.lines += map(self._display, error.faults)
             return None
 
     def _read(self, path: str, named: Sequence[str | int] = ()) -> Document | None:
@@ -295,4 +314,5 @@ class _Load:
         self.faults.append(Fault(self.bootd.origin(path), dotted(path), what))
 
     def _display(self, path: str) -> str:
+        """A path, or a line that begins with one, as messages call it."""
         return files.display(path, self.folder)
