@@ -117,9 +117,7 @@ BROKEN = [
     Broken(
         "mac in a profile",
         "profiles: {default: {mac: 52:54:00:00:00:01}}\n",
-        [
-            "nodes.yaml:1:22: profiles.default.mac: unknown key 'mac'; known here: profiles, image, kernel, method, loader, overlays, template, boot, network, asset_key, security, quirks, tags, resources, comment"
-        ],
+        ["nodes.yaml:1:22: profiles.default.mac: 'mac' is of one node: a profile cannot have it"],
     ),
     # --- values ---
     of_node("a MAC", "{mac: zz}", "nodes.yaml:2:15: nodes.n001.mac: 'zz' is not a MAC address"),

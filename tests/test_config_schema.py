@@ -278,6 +278,8 @@ def test_a_uuid_is_put_into_its_usual_form() -> None:
         (values.interface, "ib0", "..", "not an interface name"),
         (values.kernel_argument, 'a="b c"', " ", "an empty kernel argument"),
         (values.kernel_argument, "3", "ü", "a kernel command line is ASCII"),
+        (values.kernel_argument, "~||", "||", "would end iPXE's command"),
+        (values.kernel_argument, "a#b", "#b", "would end iPXE's command"),
         (values.path, "a b/ü", "", "an empty path"),
         (values.prose, "one\n\ttwo", "\x07", "control characters"),
         (values.auto_or(values.whole(1, 5, "a digit")), "5", "6", "not a digit .1 to 5., nor auto"),

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from bootd.config import values
 from bootd.config.faults import MAX_FAULTS, Fault, nearest, shown
 from bootd.config.nodesets import MAX_NODES
-from bootd.config.schema import ENTRIES, Written, submodel
+from bootd.config.schema import ENTRIES, NodesFile, NodeSpec, Written, submodel
 from bootd.config.source import Document, Step, dotted
 
 _CHECK_NAME: Final = {"profiles": values.name, "nodes": values.node_key}
@@ -120,10 +120,22 @@ def _unknown(kind: type[Written], path: list[Step]) -> str:
     """``unknown key 'profils'; did you mean 'profiles'?``"""
     word = str(path[-1])
     known = _keys_at(kind, path[:-1])
+    if _is_of_one_node(kind, path):
+        return f"{shown(word)} is of one node: a profile cannot have it"
     hint = nearest(word, known)
     if not hint and known:
         hint = f"; known here: {', '.join(known)}"
     return f"unknown key {shown(word)}{hint}"
+
+
+def _is_of_one_node(kind: type[Written], path: list[Step]) -> bool:
+    """Whether a profile has what only nodes have: ``profiles.gpu.mac``."""
+    return (
+        kind is NodesFile
+        and len(path) == 3
+        and path[0] == "profiles"
+        and path[2] in NodeSpec.model_fields
+    )
 
 
 def _keys_at(kind: type[Written], path: list[Step]) -> list[str]:

@@ -232,6 +232,8 @@ def kernel_argument(value: object) -> str:
         raise ValueError("an empty kernel argument")
     if not text.isascii():
         raise ValueError(f"{shown(text)}: a kernel command line is ASCII")
+    if text in ("||", "&&") or text.startswith("#"):
+        raise ValueError(f"{shown(text)} would end iPXE's command, not reach the kernel")
     return text
 
 
