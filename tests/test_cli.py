@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -405,6 +406,35 @@ def test_a_list_is_of_the_nodes_that_are_named_and_a_name_that_is_none_is_exit_2
     assert (many.exit_code, many.stderr) == (2, "Error: n[005-009]: no node is called that\n")
     assert bad.exit_code == 2
     assert "n[1- is no node set" in bad.stderr
+
+
+class Enough(Exception):
+    """The reader has seen enough."""
+
+
+def test_watch_into_a_pipe_is_a_table_or_a_line_of_json_for_each_look(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = {"nodes": [seen("n001", "up"), seen("n002", None)], "unknown": []}
+    monkeypatch.setattr(Client, "get", lambda *_: answer)
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise Enough
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    plain = run("watch", "--interval", "2.5")
+    looks.clear()
+    lines = run("watch", "--json").stdout.splitlines()
+
+    assert isinstance(plain.exception, Enough)
+    assert plain.stdout.count("1 up (") == 2
+    assert "n002" not in plain.stdout
+    assert "\x1b" not in plain.stdout
+    assert [[row["node"] for row in json.loads(line)] for line in lines] == [["n001"], ["n001"]]
+    assert run("watch", "--interval", "0").exit_code == 2
 
 
 def test_watch_shows_who_boots_first_and_leaves_out_who_never_asked() -> None:

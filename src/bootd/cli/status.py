@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections import Counter
 from typing import Any, Final
@@ -100,16 +102,39 @@ def status(names: tuple[str, ...], config: str, as_json: bool) -> None:
 @click.command()
 @click.argument("names", nargs=-1)
 @config_option
-@click.option("--interval", default=1.0, show_default=True, help="Seconds between two looks.")
-def watch(names: tuple[str, ...], config: str, interval: float) -> None:
-    """Show the boots live until Ctrl-C. Nodes that never asked are left out."""
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each look.")
+def watch(names: tuple[str, ...], config: str, interval: float, as_json: bool) -> None:
+    """Show the boots live until Ctrl-C. Nodes that never asked are left out.
+
+    What is no terminal gets a table for each look.
+    """
+    client = client_for(config)
+    if as_json or not sys.stdout.isatty():
+        while True:
+            click.echo(_look(client, names, as_json=as_json))
+            time.sleep(interval)
     from rich.live import Live
 
-    client = client_for(config)
     with Live(_picture(client, names), auto_refresh=False, screen=True) as live:
         while True:
             time.sleep(interval)
             live.update(_picture(client, names), refresh=True)
+
+
+def _look(client: Client, names: tuple[str, ...], *, as_json: bool) -> str:
+    """One look, for what is no terminal."""
+    seen = _seen(client, names)
+    if as_json:
+        return json.dumps(seen, ensure_ascii=False)
+    title = f"{_summary(seen)} ({time.strftime('%H:%M:%S')})"
+    return f"{title}\n{table(HEADINGS, [row(each) for each in seen])}\n"
 
 
 def _urgency(status: dict[str, Any]) -> tuple[int, float]:
@@ -126,13 +151,18 @@ def _summary(seen: list[dict[str, Any]]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in order if counts[name]) or "no boots yet"
 
 
+def _seen(client: Client, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The boots as `watch` shows them, the most urgent first."""
+    answer = _select(client.get("status"), names)
+    seen = [each for each in _rows(answer) if each["stage"] is not None]
+    return sorted(seen, key=_urgency)
+
+
 def _picture(client: Client, names: tuple[str, ...]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    answer = _select(client.get("status"), names)
-    seen = [each for each in _rows(answer) if each["stage"] is not None]
-    seen.sort(key=_urgency)
+    seen = _seen(client, names)
     picture = Table(box=None, title=f"{_summary(seen)} ({time.strftime('%H:%M:%S')})")
     for heading in HEADINGS:
         picture.add_column(heading, no_wrap=heading != "ERROR")
