@@ -204,7 +204,9 @@ class Daemon:
             print(sentence, file=sys.stderr, flush=True)
 
     def _explain_start(self, error: StartError, settings: Settings) -> None:
-        sentence = " ".join([str(error), *ports.explain(error, settings)])
+        what = str(error)
+        ended = what if what.endswith((".", "?")) else f"{what}."
+        sentence = " ".join([ended, *ports.explain(error, settings)])
         log.critical("bootd.cannot-start", fault=sentence)
         self._tell(f"bootd: {sentence}")
 
