@@ -79,6 +79,9 @@ def test_the_settings_may_be_named_before_or_after_the_command_or_by_the_environ
         (["--config", missing, "check"], {}),
         (["check", "--config", missing], {}),
         (["check", "-c", missing], {}),
+        (["image", "--config", missing, "list"], {}),
+        (["image", "list", "--config", missing], {}),
+        (["overlay", "list", "-c", missing], {}),
         (["check"], {"BOOTD_CONFIG": missing}),
     ):
         result = CliRunner().invoke(cli, words, env=environ)

@@ -38,6 +38,29 @@ def config_option(function: F) -> F:
     )(function)
 
 
+class ConfigGroup(click.Group):
+    """A group whose commands read the settings' file from ``ctx.obj``: each takes ``--config`` as
+    well, as all others do; but not one that passes on options of other programs."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """As click's, with the option added."""
+        if not cmd.context_settings.get("ignore_unknown_options"):
+            option = click.Option(
+                ["-c", "--config"],
+                metavar="FILE",
+                expose_value=False,
+                callback=_put,
+                help=f"The daemon's settings; default {DEFAULT_CONFIG}.",
+            )
+            cmd.params.append(option)
+        super().add_command(cmd, name)
+
+
+def _put(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.obj = value
+
+
 def json_option(function: F) -> F:
     """``--json``: for programs."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(

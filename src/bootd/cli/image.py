@@ -8,6 +8,7 @@ import click
 
 from bootd.cli import imagemake, imagework
 from bootd.cli.common import (
+    ConfigGroup,
     Failure,
     WrongInput,
     config_option,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from bootd.image.store import Generation
 
 
-@click.group()
+@click.group(cls=ConfigGroup)
 @config_option
 @click.pass_context
 def image(ctx: click.Context, config: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from bootd.cli.common import (
+    ConfigGroup,
     Failure,
     WrongInput,
     config_option,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _CLASSES: Final = ("system", "runtime")
 
 
-@click.group()
+@click.group(cls=ConfigGroup)
 @config_option
 @click.pass_context
 def overlay(ctx: click.Context, config: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from bootd.cli.common import Failure, WrongInput, config_option, refuse
+from bootd.cli.common import ConfigGroup, Failure, WrongInput, config_option, refuse
 
 if TYPE_CHECKING:
     from bootd.cli.certificates import Pair
@@ -36,7 +36,7 @@ class _Files:
     key: Path
 
 
-@click.group()
+@click.group(cls=ConfigGroup)
 @config_option
 @click.pass_context
 def tls(ctx: click.Context, config: str) -> None:
