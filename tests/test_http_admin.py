@@ -70,6 +70,8 @@ async def test_metrics_are_what_prometheus_reads(service: Service) -> None:
     }
     assert ("kernel", "200") in requests
     assert families["bootd_http_sent_bytes"].samples[0].value > 0
+    under_way = families["bootd_transfers_in_flight"].samples
+    assert {sample.labels["protocol"] for sample in under_way} == {"http", "tftp"}
 
 
 @pytest.mark.parametrize("page", ["/status", "/metrics", "/events"])

@@ -78,6 +78,8 @@ HTTP_ABORTED = Counter(
 TRANSFERS = Gauge(
     "bootd_transfers_in_flight", "Transfers under way", ["protocol"], registry=REGISTRY
 )
+for _protocol in ("http", "tftp"):
+    TRANSFERS.labels(_protocol)  # 0 is said before the first one, too
 ADMISSION_LIMIT = Gauge(
     "bootd_admission_limit", "Large transfers that may be under way", registry=REGISTRY
 )
