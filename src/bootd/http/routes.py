@@ -136,7 +136,7 @@ _SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
         "backslash": "the path has a backslash in it",
         "dot-dot": "the path has a .. in it",
         "too-long": f"the path is longer than {loaders.MAX_PATH} characters",
-        "not-a-mac": "a MAC address is six pairs of hex digits, as 52-54-00-12-34-56",
+        "not-a-mac": "this is no card's MAC address: six pairs of hex digits, as 52-54-00-12-34-56",
     }
 )
 
