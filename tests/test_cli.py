@@ -131,6 +131,18 @@ def test_check_warns_of_nodes_that_lack_an_asset_key(run: Run, tmp_path: Path) -
     assert "warning: n[002-003]: without an asset_key" in run("check").output
 
 
+def test_check_warns_of_a_folder_of_the_site_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    settings = tmp_path / "bootd.yaml"
+    settings.write_text(settings.read_text() + "overlays: [overlays, more]\ntemplates: [mine]\n")
+    (tmp_path / "mine").mkdir()
+
+    result = run("check")
+
+    assert result.exit_code == 0
+    assert f"warning: overlays: there is no folder {tmp_path}/more" in result.output
+    assert result.output.count("no folder") == 1
+
+
 def explained(run: Run, *words: str) -> dict[str, Any]:
     result = run("explain", *words, "--server", "10.0.0.1", "--json")
     assert result.exit_code == 0, result.output

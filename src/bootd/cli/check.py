@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -39,6 +40,7 @@ def check(config: str, as_json: bool) -> None:
     waiting = scripts.unbootable(registry)
     without = [node.name for node in registry.nodes.values() if not node.macs]
     loaders = _missing_loaders(registry)
+    folders = _missing_folders(registry)
     weak = _keyless(registry)
     summary = {
         "ok": True,
@@ -47,6 +49,7 @@ def check(config: str, as_json: bool) -> None:
         "nodes_without_mac": without,
         "warnings": waiting,
         "loaders_missing": loaders,
+        "folders_missing": folders,
         "security": weak,
         "images": sorted(registry.images),
         "overlays": sorted(registry.overlays),
@@ -62,7 +65,7 @@ def check(config: str, as_json: bool) -> None:
         click.echo(f"warning: {escape(sentence)}: it will wait, not boot")
     if len(waiting) > _SHOWN:
         click.echo(f"warning: and {len(waiting) - _SHOWN} more nodes")
-    for sentence in (*loaders, *weak):
+    for sentence in (*folders, *loaders, *weak):
         click.echo(f"warning: {escape(sentence)}")
     if without:
         from bootd.text import fold
@@ -84,6 +87,19 @@ def _keyless(registry: Registry) -> list[str]:
         names = [node.name for node in keyless if warewulf.switched(node)]
         what = "security: warewulf without an asset_key: a low source port is all that is asked"
     return [f"{fold(names)}: {what}"] if names else []
+
+
+def _missing_folders(registry: Registry) -> list[str]:
+    """Of the site's folders that are not the usual ones, those that are not there, as sentences:
+    what they should have stood in front of is given without a word."""
+    settings = registry.settings
+    home = Path(settings.config_file).parent
+    return [
+        f"{key}: there is no folder {folder}"
+        for key, folders in (("overlays", settings.overlays), ("templates", settings.templates))
+        for folder in folders
+        if folder != str(home / key) and not Path(folder).is_dir()
+    ]
 
 
 def _missing_loaders(registry: Registry) -> list[str]:
