@@ -19,6 +19,8 @@ from bootd.loaders import (
     candidates,
     clean,
     firmware_path,
+    ipxe_files,
+    ipxe_name,
     loader_for,
     route,
 )
@@ -234,3 +236,19 @@ def test_any_text_is_a_part_of_a_boot_or_none(path: str) -> None:
 )
 def test_raspberry_pi_and_u_boot_find_what_a_site_has_put_there(path: str, target: Target) -> None:
     assert route(path) == target
+
+
+def test_packages_builds_of_ipxe_are_called_as_each_machine_asks() -> None:
+    assert ipxe_name("snponly.efi", Arch.EFI_X64) == "snponly.efi"
+    assert ipxe_name("ipxe-amd64.efi", Arch.EFI_X64) == "ipxe.efi"
+    assert ipxe_name("snponly-x86_64.efi", Arch.EFI_X64) == "snponly.efi"
+    assert ipxe_name("snponly.efi", Arch.EFI_ARM64) == "snponly-arm64.efi"
+    assert ipxe_name("ipxe-riscv64.efi", Arch.EFI_RISCV64) == "ipxe-riscv64.efi"
+    for own in ("ipxe-rack7.efi", "ipxe.efi.new", "undionly.kpxe", "my.efi"):
+        assert ipxe_name(own, Arch.EFI_X64) == own
+
+
+def test_each_build_of_ipxe_for_servers_is_what_machines_are_first_told() -> None:
+    first = [loader_for(arch, build)[0] for arch in (7, 11) for build in ("snponly", "ipxe")]
+
+    assert [names[0] for names in ipxe_files()] == first

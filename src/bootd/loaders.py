@@ -140,6 +140,25 @@ def boot_path(mac: Mac, arch: int, choice: str = "auto") -> str | None:
     return f"{dashed(mac)}/{names[0]}" if names else None
 
 
+_BUILDS: Final = ("snponly", "ipxe")
+
+
+def ipxe_files() -> tuple[tuple[str, ...], ...]:
+    """Of each build of iPXE for today's servers' architectures the names of its file, ours
+    first."""
+    return tuple(_ipxe_names(build, platform) for platform in (_X64, _ARM64) for build in _BUILDS)
+
+
+def ipxe_name(name: str, arch: int) -> str:
+    """Under which name a build of iPXE for `arch` is looked for first, that packages or iPXE's
+    build call `name` (``ipxe-amd64.efi``); a name of the site's own is left as it is."""
+    build, _, of = name.removesuffix(".efi").partition("-")
+    tails = ("", "amd64", *(platform.ipxe for platform in _EFI_LOADERS))
+    if not name.endswith(".efi") or build not in _BUILDS or of not in tails:
+        return name
+    return _ipxe_names(build, _EFI[arch])[0]
+
+
 def _companions(platform: _Platform) -> Mapping[str, tuple[str, ...]]:
     """What shim asks for beside itself: its second stage, MokManager and its fallback."""
     grub, mok = f"grub{platform.efi}.efi", f"mm{platform.efi}.efi"

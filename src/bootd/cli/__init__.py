@@ -34,7 +34,7 @@ COMMANDS: Final = {
     "reload": ("bootd.cli.serve:reload", "Make the daemon read its files again, and wait."),
     "image": ("bootd.cli.image:image", "Import, list, activate and delete images."),
     "overlay": ("bootd.cli.overlay:overlay", "List overlays, and render them for a node."),
-    "tls": ("bootd.cli.tls:tls", "Make the certificates that HTTPS needs."),
+    "tls": ("bootd.cli.tls:tls", "Make the certificates and the iPXE that HTTPS needs."),
     "doctor": ("bootd.cli.doctor:doctor", "Look for what keeps machines from booting."),
     "import": ("bootd.cli.imports:imports", "Take over the files of another boot server."),
     "inventory": ("bootd.cli.inventory:inventory", "Print the nodes as an inventory for Ansible."),

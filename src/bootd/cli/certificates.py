@@ -61,6 +61,11 @@ def read(certificate: bytes, key: bytes) -> Pair:
     return Pair(found, private)
 
 
+def fingerprint(certificate: bytes) -> bytes:
+    """SHA-256 of a certificate (PEM) in DER form, as iPXE has it. Raises `ValueError`."""
+    return x509.load_pem_x509_certificate(certificate).fingerprint(hashes.SHA256())
+
+
 def authority(name: str, days: int, now: datetime) -> Pair:
     """A new authority that signs server certificates and nothing else."""
     key = _key()

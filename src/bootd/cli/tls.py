@@ -1,4 +1,5 @@
-"""``bootd tls``: a certificate authority of the site's own, and the server's certificate."""
+"""``bootd tls``: a certificate authority of the site's own, the server's certificate, and an iPXE
+that trusts them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from bootd.model import Settings
 
 DAYS: Final = 3650
-"""Ten years: whoever built it into an iPXE does not want to do that again soon."""
+"""Ten years: whoever has put it into machines' iPXE does not want to do that again soon."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?", re.ASCII)
 _MAX_NAME: Final = 253
 
@@ -40,7 +41,8 @@ class _Files:
 @config_option
 @click.pass_context
 def tls(ctx: click.Context, config: str) -> None:
-    """Make what HTTPS needs: a private certificate authority and the server's certificate."""
+    """Make what HTTPS needs: a private certificate authority, the server's certificate, and iPXE
+    that trusts them."""
     ctx.obj = config
 
 
@@ -112,18 +114,54 @@ def renew(config: str, addresses: tuple[str, ...], names: tuple[str, ...], days:
     known = _known(settings, addresses)
     _check_names(names)
     with _told(files):
-        try:
+        with _made_by_init(files.authority, files.authority_key):
             issuer = certificates.read(
                 files.authority.read_bytes(), files.authority_key.read_bytes()
             )
-        except FileNotFoundError as error:
-            raise Failure(f"{error.filename} is not there: `bootd tls init` makes it") from error
-        except (ValueError, TypeError) as error:
-            raise Failure(f"{files.authority} and {files.authority_key}: {error}") from error
         own = certificates.server(issuer, known, names, days, certificates.now())
         _write_server(settings, files, issuer, own)
     _show_server(files, own)
     click.echo("next: systemctl reload bootd")
+
+
+@tls.command()
+@click.argument(
+    "sources", nargs=-1, metavar="[FILE]...",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)  # fmt: skip
+@click.option(
+    "--to", "folder", metavar="FOLDER",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where the copies go; default: tftp/ in state_dir, which bootd looks into first.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace other programs that are there already.")
+@click.pass_obj
+def loader(config: str, sources: tuple[Path, ...], folder: Path | None, force: bool) -> None:
+    """Make copies of iPXE that trust the authority.
+
+    Of each FILE, an EFI program of iPXE's with HTTPS in it, as in Debian 13's package ipxe. Without
+    FILE: of the snponly.efi and ipxe.efi that this server has, for x64 and arm64. Nothing is built:
+    the fingerprint of ipxe.org's authority in it is replaced. A file that is there already is
+    replaced where it differs in nothing but whom it trusts; another one not without --force.
+    """
+    from bootd.cli import certificates
+    from bootd.files import search_path
+
+    settings = _settings(config)
+    files = _files(settings)
+    search = search_path(settings.state_dir)
+    found = [[source] for source in sources] or _on_server(search)
+    if not found:
+        raise Failure(
+            f"there is no iPXE for UEFI in {search[0]} and {search[1]}: name the files of Debian "
+            "13's package `ipxe`"
+        )
+    with _told(files):
+        with _made_by_init(files.authority):
+            fingerprint = certificates.fingerprint(files.authority.read_bytes())
+        done = [_copy(paths, folder or search[0], fingerprint, force) for paths in found]
+    if not all(done):
+        raise click.exceptions.Exit(1)
 
 
 def _settings(config: str) -> Settings:
@@ -186,6 +224,60 @@ def _interface_addresses(settings: Settings) -> list[IPv4Address]:
     ]
 
 
+def _on_server(search: Sequence[Path]) -> list[list[Path]]:
+    """Of each build of iPXE that the server has, its files, the one that is served first."""
+    from bootd import loaders
+
+    found = [
+        [root / name for name in names for root in search if (root / name).is_file()]
+        for names in loaders.ipxe_files()
+    ]
+    return [paths for paths in found if paths]
+
+
+def _copy(sources: Sequence[Path], folder: Path, fingerprint: bytes, force: bool) -> bool:
+    """Copy the first of `sources` that can be made to trust the authority with this fingerprint,
+    or say why the first of all cannot. True where the copy is in `folder`."""
+    from bootd import ipxe
+
+    reasons = []
+    for source in sources:
+        try:
+            copy = ipxe.trusting(source.read_bytes(), fingerprint)
+            arch = ipxe.arch(copy)
+        except ipxe.Unusable as error:
+            reasons.append(f"{source}: {error}")
+            continue
+        return _place(source, copy, arch, folder, fingerprint, force)
+    click.echo(reasons[0], err=True)
+    return False
+
+
+def _place(
+    source: Path, copy: bytes, arch: int, folder: Path, fingerprint: bytes, force: bool
+) -> bool:
+    """Write `copy`, or say why not. True where it is there."""
+    from bootd import ipxe, loaders
+
+    path = folder / loaders.ipxe_name(source.name, arch)
+    there = path.read_bytes() if os.path.lexists(path) else None
+    if there == copy:
+        click.echo(f"{path}: already trusts this authority")
+        return True
+    if there is not None and not force and not ipxe.same_but_trust(there, copy, fingerprint):
+        click.echo(
+            f"{path}: there already, and differs from {source} in more than whom it trusts: "
+            "--force replaces it",
+            err=True,
+        )
+        return False
+    _write(path, copy, 0o644)
+    known = loaders.candidates(path.name) != (path.name,)
+    whose = "" if known else f", for nodes with `loader: {path.name}`"
+    click.echo(f"{path}: {source}, trusting this authority{whose}")
+    return True
+
+
 def _write_server(settings: Settings, files: _Files, issuer: Pair, own: Pair) -> None:
     """The key is the daemon's user's own: whoever has `state_dir`."""
     _write(files.key, own.key_pem, 0o600)
@@ -211,6 +303,17 @@ def _told(files: _Files) -> Iterator[None]:
         where = Path(error.filename or files.certificate)
         where = where.parent if where.name.startswith(".") else where  # a temporary file
         raise Failure(f"{where}: {error.strerror or error}; are you root?") from error
+
+
+@contextlib.contextmanager
+def _made_by_init(*paths: Path) -> Iterator[None]:
+    """Say what makes these files, or that something is wrong with what is in them."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Failure(f"{error.filename} is not there: `bootd tls init` makes it") from error
+    except (ValueError, TypeError) as error:
+        raise Failure(f"{' and '.join(map(str, paths))}: {error}") from error
 
 
 def _show_server(files: _Files, own: Pair) -> None:
@@ -241,10 +344,10 @@ Next:
         tls: {{port: {port}, certificate: {shown[0]}, key: {shown[1]}}}
  2. Try it:
       curl --cacert {files.authority} {where}/healthz
- 3. Machines that boot by HTTPS need an iPXE that trusts this authority; in iPXE's src folder:
-      echo '#define DOWNLOAD_PROTO_HTTPS' >> config/local/general.h
-      make bin-x86_64-efi/snponly.efi TRUST={files.authority}
-      cp bin-x86_64-efi/snponly.efi {settings.state_dir}/tftp/
+ 3. Machines that boot by HTTPS need an iPXE that trusts this authority. Of the server's, or of
+    files that you name (Debian 13's package ipxe has HTTPS, Debian 12's has not):
+      bootd tls loader
+    BIOS machines need one that is built: docs/security.md.
  4. `scripts: true` in http.tls, and a restart: iPXE gets its script, and what is in it, by
     HTTPS only"""
     )
