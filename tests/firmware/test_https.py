@@ -72,11 +72,8 @@ def make_authority(lab: Lab) -> None:
 
 def add_loaders(lab: Lab, packaged: Path) -> None:
     """``snponly.efi`` trusts the authority; ``as-packaged.efi`` trusts ipxe.org's only."""
-    trusting, doubting = lab.folder / "snponly.efi", lab.folder / "as-packaged.efi"
-    ipxe.trusting(lab.server.config.parent / "tls" / "ca.pem", packaged, trusting)
-    shutil.copy(packaged, doubting)
-    lab.server.add_loader(trusting)
-    lab.server.add_loader(doubting)
+    lab.server.command("tls", "loader", str(packaged))
+    shutil.copy(packaged, lab.server.state / "tftp" / "as-packaged.efi")
 
 
 def base(lab: Lab) -> str:
