@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, cast
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
 from bootd import loaders, metrics
 from bootd.boots.timeline import Boots
@@ -80,6 +80,7 @@ HANDSHAKE: Final = 15.0
 TICK: Final = 1.0
 LAST_MOMENT: Final = 0.05
 """Seconds for what is cut at the end to notice."""
+_VERSIONS: Final = (HttpVersion10, HttpVersion11)
 _READ: Final = ("GET", "HEAD")
 _TELL: Final = ("GET", "POST")
 _FATAL: Final = frozenset({"body", "malformed", "header-too-large"})
@@ -328,9 +329,9 @@ def _refuse_malformed(request: web.BaseRequest) -> None:
     headers = request.headers
     if "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0":
         raise Refusal(413, "body", "a request has no body here")
-    if request.version < (1, 0):
+    if request.version not in _VERSIONS:
         raise Refusal(400, "malformed", "only HTTP/1.1 and HTTP/1.0 here")
-    if request.version >= (1, 1) and len(headers.getall("Host", ())) != 1:
+    if request.version == HttpVersion11 and len(headers.getall("Host", ())) != 1:
         raise Refusal(400, "malformed", "the request has no Host, or more than one")
 
 
