@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -238,6 +239,28 @@ def test_a_full_pipe_loses_lines_instead_of_blocking() -> None:
 def test_a_full_disk_loses_lines_and_no_more() -> None:
     with Path("/dev/full").open("wb") as full:
         assert Lines(full.fileno(), json_line)({"event": "a.b", "level": "info"}) is False
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    """As on a disk with room for half a line: here the file may not become longer."""
+    script = f"""
+import os, resource, signal
+from bootd.sinks import Lines
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+output = Lines(os.open({str(tmp_path / "log")!r}, os.O_WRONLY | os.O_CREAT, 0o600), bytes)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8, hard))
+print(output(b"first\\n"), output(b"second\\n"), output(b"third\\n"), end=" ")
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+print(output(b"fourth\\n"), output(b"fifth\\n"))
+"""
+
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+
+    assert said.stdout.split() == ["True", "False", "False", "True", "True"]
+    assert (tmp_path / "log").read_text().splitlines() == ["first", "se", "fourth", "fifth"]
 
 
 @pytest.fixture

@@ -106,18 +106,24 @@ class Lines:
     def __init__(self, fd: int, form: Callable[[Mapping[str, Any]], bytes]) -> None:
         self._fd = fd
         self._form = form
+        self._torn = False
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
     def __call__(self, event: Mapping[str, Any]) -> bool:
         """Write one line; False where nobody takes it now."""
-        line = self._form(event)
+        # A disk that was nearly full has the beginning of a line: it gets an end of its own, so
+        # that what comes after it can be read.
+        line = b"\n" * self._torn + self._form(event)
         try:
             if not any(mask & select.POLLOUT for _, mask in self._poll.poll(0)):
                 return False
-            return os.write(self._fd, line) == len(line)
+            written = os.write(self._fd, line)
         except OSError:
             return False
+        if written:
+            self._torn = written < len(line)
+        return not self._torn
 
 
 def json_line(event: Mapping[str, Any]) -> bytes:
