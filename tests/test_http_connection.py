@@ -499,8 +499,16 @@ async def test_descriptors_come_back(service: Service) -> None:
     await until(lambda: descriptors() <= before)
 
 
-async def test_at_the_cap_the_longest_idle_connection_gives_way(service: Service) -> None:
-    service.server._connections.limit = 3
+def cap(service: Service, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """As with so few descriptors that this is what they have room for."""
+    monkeypatch.setattr("bootd.http.server.max_connections", lambda: limit)
+    service.server._connections.resize(limit)
+
+
+async def test_at_the_cap_the_longest_idle_connection_gives_way(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cap(service, monkeypatch, 3)
     idle = [await service.connect() for _ in range(3)]
     for reader, writer in idle:
         writer.write(GOOD)
@@ -515,8 +523,28 @@ async def test_at_the_cap_the_longest_idle_connection_gives_way(service: Service
         writer.close()
 
 
-async def test_at_the_cap_with_all_at_work_one_more_is_told_so(service: Service) -> None:
-    service.server._connections.limit = 2
+async def test_a_cap_that_is_lowered_lets_the_longest_idle_ones_go(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = [await service.connect() for _ in range(4)]
+    for reader, writer in idle:
+        writer.write(GOOD)
+        await read_reply(reader)
+
+    cap(service, monkeypatch, 2)
+
+    for reader, _ in idle[:2]:
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    idle[3][1].write(GOOD)
+    assert (await read_reply(idle[3][0])).status == 200
+    for _, writer in idle:
+        writer.close()
+
+
+async def test_at_the_cap_with_all_at_work_one_more_is_told_so(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cap(service, monkeypatch, 2)
     large_kernel(service, 32 << 20)
     busy = [await begin_download(service) for _ in range(2)]
 

@@ -250,10 +250,25 @@ def test_without_descriptors_dhcp_goes_on_and_so_does_all_else_afterwards(wire: 
         for _ in range(300):
             connection = stack.enter_context(wire.tcp())
             connection.sendall(b"GET /large.bin HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert len(list(Path(f"/proc/{wire.daemon.pid}/fd").iterdir())) > 100
         assert all(answer(sock, packet()) is not None for _ in range(5))
 
     wait_for(wire.healthy, "HTTP after the rush")
+
+
+def test_a_limit_that_is_lowered_below_what_is_open_leaves_room_for_all_else(wire: Wire) -> None:
+    """C4, with descriptors taken away from the daemon as it runs."""
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(wire.udp(68))
+        for _ in range(300):
+            connection = stack.enter_context(wire.tcp())
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1000)
+        resource.prlimit(wire.daemon.pid, resource.RLIMIT_NOFILE, (128, 128))
+
+        assert answer(sock, packet()) is not None
+        wait_for(wire.healthy, "HTTP beside those that idle")
+        wire.daemon.signal(signal.SIGHUP)
+        wire.daemon.event("registry.loaded")
 
 
 def test_a_download_that_stalls_does_not_hold_up_the_end(wire: Wire) -> None:

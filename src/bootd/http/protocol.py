@@ -63,14 +63,25 @@ class Connections:
 
     def admit(self, connection: Connection) -> bool:
         """Take a new connection; at the limit the longest idle one goes. False: no room."""
-        if len(self.open) >= self.limit:
+        if not self._make_room(self.limit - 1):
+            return False
+        self.open.add(connection)
+        self._idle[connection] = None
+        return True
+
+    def resize(self, limit: int) -> None:
+        """Hold at most `limit` from now on; more than that, as far as they are idle, go at once."""
+        self.limit = limit
+        self._make_room(limit)
+
+    def _make_room(self, most: int) -> bool:
+        """Close the longest idle ones until no more than `most` are open; whether that did."""
+        while len(self.open) > most:
             if not self._idle:
                 return False
             oldest, _ = self._idle.popitem(last=False)
             self.open.discard(oldest)
             oldest.force_close()
-        self.open.add(connection)
-        self._idle[connection] = None
         return True
 
     def idle(self, connection: Connection) -> None:

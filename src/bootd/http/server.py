@@ -174,7 +174,7 @@ class HttpServer:
         return bound
 
     async def run(self) -> None:
-        """Until cancelled: once a second, look at throughput, settings and who listens."""
+        """Until cancelled: once a second, look at throughput, limits, settings and who listens."""
         loop = asyncio.get_running_loop()
         moved, then = self._sender.moved, loop.time()
         while True:
@@ -183,6 +183,8 @@ class HttpServer:
             self._site.admission.measured((self._sender.moved - moved) / (now - then))
             moved, then = self._sender.moved, now
             self._tell_metrics()
+            # prlimit(1) may have lowered it below what is open: then nobody could open anything.
+            self._connections.resize(max_connections())
             self._site.events.tick(now)
             if self._current.registry is not self._taken:
                 self._taken = self._current.registry
