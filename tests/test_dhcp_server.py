@@ -23,7 +23,7 @@ from bootd.dhcp.channel import Datagram
 from bootd.dhcp.guard import ANSWERS_PER_SECOND, LOOP_OFFERS
 from bootd.dhcp.server import DhcpServer
 from bootd.dhcp.wire import decode, encode
-from bootd.model import DhcpMode, Mac, Node, ServerAddress, StartError
+from bootd.model import DhcpMode, Mac, Node, ServerAddress, StartError, UnknownPolicy
 from bootd.net import Interfaces
 from bootd.registry import Current, Registry
 from tests.dhcp_messages import DASHED, MAC, discover, ipxe, message, registry
@@ -264,6 +264,33 @@ async def test_in_a_flood_of_invented_machines_nodes_are_answered_first() -> Non
     node = bytes.fromhex(MAC.replace(":", ""))
     assert node in channel.answered[:2000]
     assert ignored("overloaded") > before
+
+
+async def test_invented_machines_wait_in_so_much_memory_and_no_more() -> None:
+    lo = socket.if_nametoindex("lo")
+    packet = discover(chaddr=b"\x02".ljust(16, b"\0")).ljust(1400, b"\0")
+    packets = [packet[:31] + number.to_bytes(3, "big") + packet[34:] for number in range(8000)]
+    channel = Filled([Datagram(data, lo, ("0.0.0.0", 68), b"") for data in packets])
+    before = ignored("overloaded")
+    async with bench() as made:
+        for _ in range(20):
+            made.server._readable(channel)
+
+        waiting = sum(len(datagram.data) for _, datagram, _ in made.server._strangers)
+        assert waiting == made.server._strangers_bytes
+        assert waiting <= server._STRANGERS_BYTES + len(packet)
+        assert ignored("overloaded") > before
+
+
+async def test_invented_machines_that_boot_what_the_default_says_share_the_lines_of_strangers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with bench(unknown=UnknownPolicy.DEFAULT) as made:
+        made.current.swap(replace(made.current.registry, default=Node("default")))
+        for number in range(300):
+            await made.ask(discover(chaddr=(b"\x02" + number.to_bytes(5, "big")).ljust(16, b"\0")))
+
+    assert 0 < capsys.readouterr().out.count("dhcp.offer") < 100
 
 
 async def test_an_answer_kept_is_given_with_the_new_transaction_id() -> None:

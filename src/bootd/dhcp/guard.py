@@ -6,7 +6,7 @@ first, so that invented MAC addresses cost a fixed amount of memory.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import Final
 
 from bootd.dhcp.answer import Offer
@@ -56,7 +56,7 @@ class Sender:
         self.at = 0.0
         self.left = float(ANSWERS_PER_SECOND)
         self.xid = -1
-        self.stages: deque[float] | None = None
+        self.stages: tuple[float, ...] = ()  # a deque of four takes 620 bytes for each stranger
         self.looped: float | None = None
 
     def allowed(self, now: float) -> bool:
@@ -90,9 +90,7 @@ class Sender:
         if xid == self.xid:
             return False
         self.xid = xid
-        if self.stages is None:
-            self.stages = deque(maxlen=LOOP_OFFERS + 1)
-        self.stages.append(now)
+        self.stages = (*self.stages[-LOOP_OFFERS:], now)
         if len(self.stages) <= LOOP_OFFERS or now - self.stages[0] > LOOP_WINDOW:
             return False
         if self.looped is not None and now - self.looped <= LOOP_WINDOW:

@@ -47,9 +47,12 @@ class Report:
 
     # ---- offers ---------------------------------------------------------------------------------
 
-    def offer(self, offer: Offer, boot: Boot | None, interface: str, now: float) -> None:
-        """Have a line written about this answer, when there is time (`write`)."""
-        if offer.node is None and not self._strangers.take(now):
+    def offer(
+        self, offer: Offer, boot: Boot | None, interface: str, now: float, *, known: bool
+    ) -> None:
+        """Have a line written about this answer, when there is time (`write`). Not `known` is also
+        whoever boots what profile ``default`` says."""
+        if not known and not self._strangers.take(now):
             return
         if len(self._pending) < _PENDING:
             self._pending.append(_Line(offer, boot.id if boot is not None else None, interface))

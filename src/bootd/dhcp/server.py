@@ -52,6 +52,8 @@ _QUEUE: Final = 8192
 _STRANGERS: Final = 12288
 """Packets that wait: of nodes, and of those that no node names. Nodes go first, so that a flood of
 invented machines does not keep them waiting."""
+_STRANGERS_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of the latter at most: real ones have 300 to 420 each, invented ones up to 1,500."""
 _ROUTES: Final = 1024
 _KEPT_REQUEST: Final = 600
 """Bytes of a known node's request that is kept with its answer; real ones have 300 to 420."""
@@ -97,6 +99,7 @@ class DhcpServer:
         self._channels: list[Channel] = []
         self._queue: deque[tuple[Channel, Datagram, Mac]] = deque()
         self._strangers: deque[tuple[Channel, Datagram, Mac]] = deque()
+        self._strangers_bytes = 0
         self._scheduled = False
         self._afterwards_at = 0.0
         self._begun: deque[tuple[Registry, Node, ServerAddress]] = deque(maxlen=_QUEUE)
@@ -138,6 +141,7 @@ class DhcpServer:
     def _close(self) -> None:
         self._queue.clear()
         self._strangers.clear()
+        self._strangers_bytes = 0
         self._begun.clear()
         self._report.write(_LINES_AT_END)
         while self._channels:
@@ -156,8 +160,9 @@ class DhcpServer:
                 mac = Mac(datagram.data[28:34].hex(":"))
                 if mac in nodes:
                     self._queue.append((channel, datagram, mac))
-                elif len(self._strangers) < _STRANGERS:
+                elif len(self._strangers) < _STRANGERS and self._strangers_bytes < _STRANGERS_BYTES:
                     self._strangers.append((channel, datagram, mac))
+                    self._strangers_bytes += len(datagram.data)
                 else:
                     metrics.DHCP_IGNORED.inc("overloaded")
         except OSError as exc:
@@ -172,7 +177,11 @@ class DhcpServer:
         now = self._loop.time()
         count = min(_ANSWER_BATCH, len(queue) + len(strangers))
         for _ in range(count):
-            channel, datagram, mac = queue.popleft() if queue else strangers.popleft()
+            if queue:
+                channel, datagram, mac = queue.popleft()
+            else:
+                channel, datagram, mac = strangers.popleft()
+                self._strangers_bytes -= len(datagram.data)
             try:
                 self._handle(channel, datagram, mac, now)
             except Exception as exc:  # one packet never costs more than itself
@@ -303,7 +312,8 @@ class DhcpServer:
         metrics.DHCP_OFFERS.inc(kind_of(offer.client) or "none", offer.kind)
         boot = self._follow(offer, mac, sender, datagram, registry, us, now)
         if sender.news((boot.id if boot is not None else "", offer.kind, offer.file), now):
-            self._report.offer(offer, boot, self._net.name(datagram.interface), now)
+            interface_name = self._net.name(datagram.interface)
+            self._report.offer(offer, boot, interface_name, now, known=mac in registry.by_mac)
 
     def _follow(
         self,
