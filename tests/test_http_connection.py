@@ -499,6 +499,22 @@ async def test_descriptors_come_back(service: Service) -> None:
     await until(lambda: descriptors() <= before)
 
 
+async def test_the_end_of_an_idle_connection_is_not_told_for_minutes(service: Service) -> None:
+    """A client that was switched off does not hear it: the kernel would go on for as long as in a
+    download that stalls."""
+    reader, writer = await service.connect()
+    await until(lambda: len(service.server._connections.open) == 1)
+    (connection,) = service.server._connections.open
+    assert connection.transport is not None
+    theirs = connection.transport.get_extra_info("socket").fileno()
+    with socket.socket(fileno=os.dup(theirs)) as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 150_000
+        connection.force_close()
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == protocol.LAST_WORD
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
 def cap(service: Service, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """As with so few descriptors that this is what they have room for."""
     monkeypatch.setattr("bootd.http.server.max_connections", lambda: limit)
