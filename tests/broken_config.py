@@ -35,6 +35,7 @@ def of_bootd(name: str, text: str, *faults: str) -> Broken:
 BROKEN = [
     # --- YAML ---
     Broken("empty", "", ["nodes.yaml:1:1: the file is empty, as after a write that failed…"]),
+    Broken("blank", " \n\n", ["nodes.yaml:1:1: the file is empty, as after a write that failed…"]),
     Broken("cut in a list", "nodes:\n  n1: {profiles: [a,\n", ["nodes.yaml:3:1: not valid YAML:…"]),
     Broken("cut in a word", "nodes:\n  n1: {}\n  n2", ["nodes.yaml:4:1: not valid YAML: could…"]),
     Broken("a tab", "nodes:\n\tn1: {}\n", ["nodes.yaml:2:1: a tab where YAML takes only spaces"]),

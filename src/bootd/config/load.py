@@ -302,7 +302,7 @@ class _Load:
                 whole = f"{path} " if path == self.config_file else ""
                 self.faults.append(Fault(Origin(file, 1, 1), "", f"{whole}cannot be read: {error}"))
             return None
-        if not data:
+        if not data.strip():
             what = (
                 "the file is empty, as after a write that failed; `{}` or a comment means nothing"
             )
