@@ -134,6 +134,11 @@ def set_level(level: str) -> None:
     _threshold.set(level)
 
 
+def shown(level: str) -> bool:
+    """Whether events of that level are written; where many are made that are not, ask first."""
+    return LEVELS[level] >= _threshold.number
+
+
 class BoundLogger(structlog.BoundLoggerBase):
     """The logger that ``structlog.get_logger()`` gives after `configure`."""
 

@@ -6,6 +6,7 @@ are rationed; the metrics count all of them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -13,14 +14,23 @@ from prometheus_client import Counter
 
 from bootd import metrics
 from bootd.http.answer import Answer, Asked
-from bootd.http.deliver import Delivery
 from bootd.http.routes import Bad, BootPart, File, Fixed, Public, Route
+from bootd.log import shown
 
 log = structlog.get_logger()
 
 RATION: Final = 20
 """Lines about refusals in one `PERIOD` of seconds."""
 PERIOD: Final = 10.0
+
+
+@dataclass(slots=True)
+class Sent:
+    """What left of an answer: its status, body bytes, and ``ok`` or why not all of them did."""
+
+    status: int
+    bytes: int
+    outcome: str
 
 
 class AccessLog:
@@ -31,44 +41,35 @@ class AccessLog:
         self._lines = 0
         self._counters: dict[tuple[str, int], Counter] = {}
 
-    def done(
-        self,
-        asking: Route,
-        asked: Asked,
-        answer: Answer,
-        delivery: Delivery,
-        now: float,
-    ) -> None:
+    def done(self, asking: Route, asked: Asked, answer: Answer, sent: Sent, now: float) -> None:
         """A request is over, at `now` (monotonic seconds)."""
         name = _name(asking)
-        status = delivery.status
-        self._count(name, status)
-        if delivery.outcome != "ok":
+        self._count(name, sent.status)
+        if sent.outcome != "ok":
             metrics.HTTP_ABORTED.labels(name).inc()
-        values = {
-            "node": answer.node,
-            "mac": answer.mac,
-            "boot": answer.boot,
-            "route": name,
-            "peer": str(asked.peer),
-            "tls": asked.server.scheme == "https" or None,
-            "status": status,
-            "bytes": delivery.sent,
-            "seconds": round(now - asked.now, 3),
-            "outcome": answer.reason or delivery.outcome,
-        }
         if answer.reason:
             metrics.HTTP_REFUSED.labels(answer.reason).inc()
-            if status == 503:
+            if sent.status == 503:
                 metrics.HTTP_UNAVAILABLE.labels(answer.reason).inc()
-            if answer.quiet:
-                log.debug("http.refused", **values)
-            elif self._may_write(now):
-                log.info("http.refused", **values)
-        elif answer.mac is None or answer.quiet or status == 304:
-            log.debug("http.request", **values)
-        else:
-            log.info("http.request", **values)
+        quiet = answer.quiet or (not answer.reason and (answer.mac is None or sent.status == 304))
+        if quiet and not shown("debug"):
+            return  # most of what running nodes ask
+        if answer.reason and not quiet and not self._may_write(now):
+            return
+        tell = log.debug if quiet else log.info
+        tell(
+            "http.refused" if answer.reason else "http.request",
+            node=answer.node,
+            mac=answer.mac,
+            boot=answer.boot,
+            route=name,
+            peer=str(asked.peer),
+            tls=asked.server.scheme == "https" or None,
+            status=sent.status,
+            bytes=sent.bytes,
+            seconds=round(now - asked.now, 3),
+            outcome=answer.reason or sent.outcome,
+        )
 
     def _count(self, name: str, status: int) -> None:
         counter = self._counters.get((name, status))

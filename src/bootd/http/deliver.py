@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -69,7 +69,7 @@ async def deliver(
     one on its connection. `wall` is now in seconds since 1970. A client that goes away is an
     outcome, not an exception."""
     keep_alive = bool(request.keep_alive) and not close
-    loop, span = asyncio.get_running_loop(), _decide(request, answer)
+    loop, span = asyncio.get_running_loop(), decision(request.method, request.headers, answer)
     delivery = Delivery(_response(answer, span, keep_alive=keep_alive), status_of(span))
 
     def moved(count: int) -> None:
@@ -103,12 +103,13 @@ async def deliver(
     return delivery
 
 
-def _decide(request: web.BaseRequest, answer: Answer) -> Decision:
+def decision(method: str, headers: Mapping[str, str], answer: Answer) -> Decision:
+    """What of `answer` these headers ask for."""
     if not answer.etag or answer.status != 200:
         return Span(answer.status, 0, answer.size)
     return decide(
-        request.method,
-        request.headers,
+        method,
+        headers,
         size=answer.size,
         etag=answer.etag,
         modified=answer.modified,

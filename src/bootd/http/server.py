@@ -10,25 +10,28 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import structlog
-from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp import web
+from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage, StreamWriter
+from aiohttp.streams import StreamReader
 
 from bootd import loaders, metrics
 from bootd.boots.timeline import Boots
 from bootd.boots.unknown import Unknown
 from bootd.files import LoaderFiles
-from bootd.http.access import AccessLog
+from bootd.http.access import AccessLog, Sent
 from bootd.http.admission import Admission
 from bootd.http.answer import Answer, Asked, Refusal
 from bootd.http.deliver import deliver
+from bootd.http.eager import Begun
 from bootd.http.events import Events
 from bootd.http.handlers.admin import page
 from bootd.http.handlers.boot import part
@@ -44,7 +47,6 @@ from bootd.http.protocol import (
     MAX_HEADER_BYTES,
     Connection,
     Connections,
-    ConnectionServer,
     max_connections,
 )
 from bootd.http.routes import (
@@ -63,8 +65,9 @@ from bootd.http.routes import (
     route,
     split_target,
 )
-from bootd.http.send import Sender
+from bootd.http.send import Sender, cut
 from bootd.http.site import Neighbours, Site
+from bootd.http.small import Written, written
 from bootd.http.tls import Certificate
 from bootd.model import HttpSettings, ServerAddress, StartError
 from bootd.overlay.cache import OverlayCache
@@ -127,9 +130,8 @@ class HttpServer:
             own_files=LoaderFiles([Path(current.registry.settings.config_file).parent / FILES]),
         )
         self._sender = Sender(self._disk)
-        self._connections = Connections(max_connections())
+        self._connections = Connections(self._serve, max_connections())
         self._access = AccessLog()
-        self._http: ConnectionServer | None = None
         self._listeners: list[asyncio.Server] = []
         self._certificate: Certificate | None = None
         self._stopping = False
@@ -139,7 +141,6 @@ class HttpServer:
     async def start(self) -> None:
         """Bind and begin to answer. Raises `StartError`."""
         settings = self._current.registry.settings.http
-        self._http = ConnectionServer(self._serve, self._connections)
         self.port = await self._listen("http.port", settings.port, None)
         if settings.tls is not None:
             self._certificate = await asyncio.to_thread(Certificate, settings.tls)
@@ -148,11 +149,10 @@ class HttpServer:
             self.tls_port = await self._listen("http.tls.port", settings.tls.port, context)
 
     async def _listen(self, key: str, port: int, context: ssl.SSLContext | None) -> int:
-        assert self._http is not None
         loop = asyncio.get_running_loop()
         try:
             listener = await loop.create_server(
-                self._http,
+                partial(Connection, self._connections, loop, context),
                 self._host,
                 port,
                 backlog=BACKLOG,
@@ -209,71 +209,146 @@ class HttpServer:
         for listener in self._listeners:
             listener.close()
         self._site.events.close()
-        if self._http is not None:
-            self._http.pre_shutdown()
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    await self._http.shutdown(None)
-            # aiohttp takes its limit twice, and 0 for none at all.
-            await self._http.shutdown(LAST_MOMENT)
+        loop = asyncio.get_running_loop()
+        await self._connections.stop(deadline - loop.time(), LAST_MOMENT)
         self._site.own_files.close()
         self._sender.close()
         self._disk.shutdown(wait=False, cancel_futures=True)
 
     # ---- one request -----------------------------------------------------------------------------
 
-    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        connection = cast(Connection, request.protocol)
-        connection.begin()
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        asking = route(request.raw_path) if _fits(request) else _TOO_LARGE
-        asked = self._asked(request, connection, began)
-        answer = await self._answer_or_refuse(request, asked, asking)
-        outcome, last = "aborted", True
-        try:
-            close = self._stopping or answer.reason in _FATAL or _ends(connection, request)
-            wall = began + self._site.boots.offset
-            delivery = await deliver(request, answer, self._sender, close=close, wall=wall)
-            outcome, last = delivery.outcome, not delivery.response.keep_alive
-            self._access.done(asking, asked, answer, delivery, loop.time())
-            return delivery.response
-        finally:
-            self._site.boots.finish(answer.step, loop.time(), outcome)
-            answer.close()
-            if answer.ticket is not None:
-                self._site.admission.leave(answer.ticket, loop.time())
-            connection.finish(last=last)
-
-    def _asked(self, request: web.BaseRequest, connection: Connection, now: float) -> Asked:
-        # Read once: a reload in the middle of this request changes nothing in it.
-        registry = self._current.registry
+    def _serve(
+        self, connection: Connection, message: RawRequestMessage, payload: StreamReader
+    ) -> bool | Coroutine[Any, Any, bool]:
+        """Answer a request, at once where nothing has to be waited for (`protocol.Serve`)."""
         if connection.peername is None or connection.sockname is None:
-            raise ConnectionResetError("the client went away before its turn came")
+            return True  # the client had gone before it was known who it is
+        now = connection.time()
+        too_large = connection.large and not _fits(message)
+        asking = _TOO_LARGE if too_large else route(message.path)
+        asked = self._asked(message, connection, now)
+        answering = Begun(self._answer_or_refuse(message, asked, asking))
+        turn = _Turn(connection, message, payload, asking, asked)
+        if not answering.done:
+            return self._serve_later(turn, answering)
+        close = self._closes(turn, answering.result)
+        wall = now + self._site.boots.offset
+        whole = written(message, answering.result, close=close, wall=wall)
+        if whole is None:
+            return self._deliver(turn, answering.result)
+        return self._write(turn, answering.result, whole, close=close)
+
+    async def _serve_later(self, turn: _Turn, answering: Begun[Answer]) -> bool:
+        return await self._deliver(turn, await answering)
+
+    def _write(
+        self, turn: _Turn, answer: Answer, whole: Written, *, close: bool
+    ) -> bool | Coroutine[Any, Any, bool]:
+        """Send an answer that is in memory; only a client that reads nothing is waited for."""
+        transport = turn.connection.transport
+        if transport is None or transport.is_closing():
+            self._done(turn, answer, whole.status, 0, "aborted")
+            return True
+        transport.write(whole.data)
+        if turn.connection.writing_paused:
+            return self._written_later(turn, answer, whole, close=close)
+        self._count(turn, answer, whole.size)
+        self._done(turn, answer, whole.status, whole.size, "ok")
+        return close
+
+    async def _written_later(
+        self, turn: _Turn, answer: Answer, whole: Written, *, close: bool
+    ) -> bool:
+        outcome = "aborted"
+        try:
+            async with asyncio.timeout(self._sender.stall):
+                await turn.connection.written()
+            outcome = "ok"
+        except TimeoutError:
+            outcome = "stalled"
+        except ConnectionError:
+            pass
+        finally:
+            ok = outcome == "ok"
+            if ok:
+                self._count(turn, answer, whole.size)
+            elif turn.connection.transport is not None:
+                cut(turn.connection.transport)
+            self._done(turn, answer, whole.status, whole.size if ok else 0, outcome)
+        return close or not ok
+
+    def _count(self, turn: _Turn, answer: Answer, size: int) -> None:
+        if size:
+            self._sender.count(size)
+        if answer.step is not None:
+            answer.step.sent += size
+            answer.step.moved = turn.connection.time()
+
+    async def _deliver(self, turn: _Turn, answer: Answer) -> bool:
+        """Send an answer of any kind, in a task."""
+        outcome, status, sent, last = "aborted", answer.status, 0, True
+        try:
+            close = self._closes(turn, answer)
+            wall = turn.asked.now + self._site.boots.offset
+            delivery = await deliver(turn.request(), answer, self._sender, close=close, wall=wall)
+            outcome, status, sent = delivery.outcome, delivery.status, delivery.sent
+            last = not delivery.response.keep_alive
+        finally:
+            self._done(turn, answer, status, sent, outcome)
+        return last
+
+    def _closes(self, turn: _Turn, answer: Answer) -> bool:
+        """Whether this is the last answer on its connection: what follows may not be a request; the
+        client has closed its side behind it, or wants it so; or wants another protocol, which it
+        does not get."""
+        connection, message = turn.connection, turn.message
+        return (
+            message.should_close
+            or self._stopping
+            or answer.reason in _FATAL
+            or message.method == "CONNECT"
+            or "Upgrade" in message.headers
+            or (connection.ended and not connection.queued)
+        )
+
+    def _done(self, turn: _Turn, answer: Answer, status: int, sent: int, outcome: str) -> None:
+        """Whatever came of it: the step is over, what was held is let go, the log is written."""
+        now = turn.connection.time()
+        self._site.boots.finish(answer.step, now, outcome)
+        answer.close()
+        if answer.ticket is not None:
+            self._site.admission.leave(answer.ticket, now)
+        self._access.done(turn.asking, turn.asked, answer, Sent(status, sent, outcome), now)
+
+    def _asked(self, message: RawRequestMessage, connection: Connection, now: float) -> Asked:
+        assert connection.peername is not None
+        address, port = connection.peername[:2]
         return Asked(
-            method=request.method,
-            peer=_address(connection.peername[0]),
-            port=cast(int, connection.peername[1]),
+            method=message.method,
+            peer=_address(address),
+            port=port,
             server=self._server_for(connection),
-            registry=registry,
+            # Read once: a reload in the middle of this request changes nothing in it.
+            registry=self._current.registry,
             now=now,
-            headers=request.headers,
-            query=split_target(request.raw_path)[1],
+            headers=message.headers,
+            query=split_target(message.path)[1],
         )
 
     def _server_for(self, connection: Connection) -> ServerAddress:
-        own = cast(tuple[str, int], connection.sockname)[0]
+        assert connection.sockname is not None
+        own = connection.sockname[0]
         if connection.ssl_context is not None:
             return _server(own, self.tls_port, "https")
         return _server(own, self.port, "http")
 
     async def _answer_or_refuse(
-        self, request: web.BaseRequest, asked: Asked, asking: Route
+        self, message: RawRequestMessage, asked: Asked, asking: Route
     ) -> Answer:
         """The one place where refusals become statuses."""
         try:
-            _refuse_malformed(request)
-            _refuse_method(request, asking)
+            _refuse_malformed(message)
+            _refuse_method(message, asking)
             return await self._answer(asked, asking)
         except Refusal as refusal:
             return refused(self._site, asked, asking, refusal)
@@ -312,35 +387,48 @@ class HttpServer:
                 raise Refusal(status, reason, sentence)
 
 
-def _fits(request: web.BaseRequest) -> bool:
+@dataclass(slots=True)
+class _Turn:
+    """One request, while it is being answered."""
+
+    connection: Connection
+    message: RawRequestMessage
+    payload: StreamReader
+    asking: Route
+    asked: Asked
+
+    def request(self) -> web.BaseRequest:
+        """As aiohttp's classes know it, for those answers that they help to send; in a task."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        writer = StreamWriter(self.connection, loop)
+        # All that is asked of aiohttp's own handler is in `Connection` as well.
+        protocol = cast(web.RequestHandler, self.connection)
+        return web.BaseRequest(self.message, self.payload, protocol, writer, task, loop)
+
+
+def _fits(message: RawRequestMessage) -> bool:
     """Whether the header is no larger than one may be that comes in pieces."""
-    return sum(len(name) + len(value) for name, value in request.raw_headers) <= MAX_HEADER_BYTES
+    return sum(len(name) + len(value) for name, value in message.raw_headers) <= MAX_HEADER_BYTES
 
 
-def _ends(connection: Connection, request: web.BaseRequest) -> bool:
-    """Whether this is the last answer on its connection: the client has closed its side behind it,
-    or wants another protocol, which it does not get."""
-    if request.method == "CONNECT" or "Upgrade" in request.headers:
-        return True
-    return connection.ended and not connection.queued
-
-
-def _refuse_malformed(request: web.BaseRequest) -> None:
+def _refuse_malformed(message: RawRequestMessage) -> None:
     """A server that only reads takes no body: then there is nothing to smuggle a request in
     (SECURITY.md H7, H15). Raises `Refusal`."""
-    headers = request.headers
+    headers = message.headers
     if "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0":
         raise Refusal(413, "body", "a request has no body here")
-    if request.version not in _VERSIONS:
+    if message.version not in _VERSIONS:
         raise Refusal(400, "malformed", "only HTTP/1.1 and HTTP/1.0 here")
-    if request.version == HttpVersion11 and len(headers.getall("Host", ())) != 1:
+    if message.version == HttpVersion11 and len(headers.getall("Host", ())) != 1:
         raise Refusal(400, "malformed", "the request has no Host, or more than one")
 
 
-def _refuse_method(request: web.BaseRequest, asking: Route) -> None:
+def _refuse_method(message: RawRequestMessage, asking: Route) -> None:
     telling = isinstance(asking, BootPart) and asking.part in ("up", "fail")
     allowed = _TELL if telling else _READ
-    if request.method not in allowed:
+    if message.method not in allowed:
         raise Refusal(
             405, "method", f"only {' and '.join(allowed)} here", {"Allow": ", ".join(allowed)}
         )
