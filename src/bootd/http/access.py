@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import structlog
-from prometheus_client import Counter
 
 from bootd import metrics
 from bootd.http.answer import Answer, Asked
@@ -39,12 +38,11 @@ class AccessLog:
     def __init__(self) -> None:
         self._since = 0.0
         self._lines = 0
-        self._counters: dict[tuple[str, int], Counter] = {}
 
     def done(self, asking: Route, asked: Asked, answer: Answer, sent: Sent, now: float) -> None:
         """A request is over, at `now` (monotonic seconds)."""
         name = _name(asking)
-        self._count(name, sent.status)
+        metrics.HTTP_REQUESTS.inc(name, str(sent.status))
         if sent.outcome != "ok":
             metrics.HTTP_ABORTED.labels(name).inc()
         if answer.reason:
@@ -70,13 +68,6 @@ class AccessLog:
             seconds=round(now - asked.now, 3),
             outcome=answer.reason or sent.outcome,
         )
-
-    def _count(self, name: str, status: int) -> None:
-        counter = self._counters.get((name, status))
-        if counter is None:
-            counter = metrics.HTTP_REQUESTS.labels(name, str(status))
-            self._counters[name, status] = counter
-        counter.inc()
 
     def _may_write(self, now: float) -> bool:
         if now - self._since >= PERIOD:

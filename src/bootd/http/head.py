@@ -26,7 +26,10 @@ FAILED: Final[Mapping[int, bytes]] = MappingProxyType(
 )
 """What is said about a precondition that does not hold."""
 
-_PHRASES: Final = {int(status): status.phrase for status in HTTPStatus}
+_BEGINNINGS: Final = {
+    int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\nServer: {SERVER}\r\nDate: "
+    for status in HTTPStatus
+}
 
 
 def status_of(span: Decision) -> int:
@@ -38,38 +41,33 @@ def head(answer: Answer, span: Decision, *, wall: float, keep_alive: bool, old: 
     """The head for `span` of `answer`. `wall` is now in seconds since 1970; `old` is a client that
     speaks HTTP/1.0, which must be told where its connection stays open (RFC 9112, C.2.2)."""
     status = status_of(span)
-    lines = [
-        f"HTTP/1.1 {status} {_PHRASES[status]}",
-        f"Server: {SERVER}",
-        f"Date: {_date(int(wall))}",
-        f"Cache-Control: {answer.cache}",
-    ]
-    lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+    text = f"{_BEGINNINGS[status]}{_date(int(wall))}\r\nCache-Control: {answer.cache}\r\n"
+    for name, value in answer.headers.items():
+        text += f"{name}: {value}\r\n"
     if answer.etag:
-        lines += [f"ETag: {answer.etag}", "Accept-Ranges: bytes"]
+        text += f"ETag: {answer.etag}\r\nAccept-Ranges: bytes\r\n"
     if answer.modified:
-        lines.append(f"Last-Modified: {answer.modified}")
-    lines += _about_body(answer, span)
+        text += f"Last-Modified: {answer.modified}\r\n"
+    text += _about_body(answer, span)
     if not keep_alive:
-        lines.append("Connection: close")
+        text += "Connection: close\r\n"
     elif old:
-        lines.append("Connection: keep-alive")
-    return "\r\n".join([*lines, "", ""]).encode("ascii")
+        text += "Connection: keep-alive\r\n"
+    return f"{text}\r\n".encode("ascii")
 
 
-def _about_body(answer: Answer, span: Decision) -> tuple[str, ...]:
+def _about_body(answer: Answer, span: Decision) -> str:
     if isinstance(span, NotModified):
-        return ()
+        return ""
     if isinstance(span, Failed):
-        about = (f"Content-Type: {TEXT}", f"Content-Length: {len(FAILED[span.status])}")
-        return about if span.status == 412 else (*about, f"Content-Range: bytes */{answer.size}")
-    about = (f"Content-Type: {answer.type}", f"Content-Length: {span.length}")
+        size = len(FAILED[span.status])
+        about = f"Content-Type: {TEXT}\r\nContent-Length: {size}\r\n"
+        return about if span.status == 412 else f"{about}Content-Range: bytes */{answer.size}\r\n"
+    about = f"Content-Type: {answer.type}\r\nContent-Length: {span.length}\r\n"
     if span.status != 206:
         return about
-    return (
-        *about,
-        f"Content-Range: bytes {span.start}-{span.start + span.length - 1}/{answer.size}",
-    )
+    last = span.start + span.length - 1
+    return f"{about}Content-Range: bytes {span.start}-{last}/{answer.size}\r\n"
 
 
 @lru_cache(maxsize=4)

@@ -325,7 +325,13 @@ class Connection(BaseProtocol):
                 self._say(400, "Bad Request", "this is no HTTP request")
                 return
             message, payload = item
-            answered = self._book.serve(self, message, payload)
+            try:
+                answered = self._book.serve(self, message, payload)
+            except Exception:
+                metrics.EXCEPTIONS.labels("http").inc()
+                log.exception("http.fault")
+                self._say(500, "Internal Server Error", "something went wrong here")
+                return
             if not isinstance(answered, bool):
                 self.task = self._loop.create_task(self._wait_for(answered, payload))
                 return

@@ -96,7 +96,7 @@ def _span(asked: str, size: int) -> Span | Failed:
 
 
 def _matches(header: str, etag: str, *, weak: bool) -> bool:
-    if header.strip() == "*":
+    if header == etag or header.strip() == "*":
         return True
     return any(f'"{value}"' == etag for mark, value in _TAG.findall(header) if weak or not mark)
 

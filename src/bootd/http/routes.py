@@ -157,12 +157,14 @@ def route(target: str) -> Route:
     if len(target) > MAX_TARGET:
         return Bad(414, "too-long", f"the URL is longer than {MAX_TARGET} characters")
     path, _ = split_target(target)
-    if not path.startswith("/") or "#" in path or _ESCAPE.search(path):
+    if not path.startswith("/") or "#" in path or ("%" in path and _ESCAPE.search(path)):
         return Bad(400, "malformed", "the path is malformed")
-    try:
-        decoded = unquote_to_bytes(path).decode("utf-8")
-    except UnicodeDecodeError:
-        return Bad(400, "malformed", "the path is not UTF-8")
+    decoded = path
+    if "%" in path or not path.isascii():
+        try:
+            decoded = unquote_to_bytes(path).decode("utf-8")
+        except UnicodeError:
+            return Bad(400, "malformed", "the path is not UTF-8")
     cleaned = loaders.clean(decoded)
     if isinstance(cleaned, loaders.Refused):
         return Fixed("index") if cleaned.reason == "empty" else _bad(cleaned.reason)

@@ -63,7 +63,6 @@ from bootd.http.routes import (
     SiteFile,
     System,
     route,
-    split_target,
 )
 from bootd.http.send import Sender, cut
 from bootd.http.site import Neighbours, Site
@@ -314,7 +313,8 @@ class HttpServer:
     def _done(self, turn: _Turn, answer: Answer, status: int, sent: int, outcome: str) -> None:
         """Whatever came of it: the step is over, what was held is let go, the log is written."""
         now = turn.connection.time()
-        self._site.boots.finish(answer.step, now, outcome)
+        if answer.step is not None:
+            self._site.boots.finish(answer.step, now, outcome)
         answer.close()
         if answer.ticket is not None:
             self._site.admission.leave(answer.ticket, now)
@@ -332,7 +332,7 @@ class HttpServer:
             registry=self._current.registry,
             now=now,
             headers=message.headers,
-            query=split_target(message.path)[1],
+            query=message.path.partition("?")[2],
         )
 
     def _server_for(self, connection: Connection) -> ServerAddress:

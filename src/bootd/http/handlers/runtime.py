@@ -92,7 +92,7 @@ def _unchanged(asked: Asked, boot: Boot, etag: str) -> None:
     if asked.method != "HEAD":
         _has(boot, etag)
         boot.refresh = Refresh(asked.now, "unchanged", etag)
-        metrics.REFRESHES.labels("unchanged").inc()
+        metrics.REFRESHES.inc("unchanged")
 
 
 def _has(boot: Boot, digest: str) -> None:
@@ -113,7 +113,7 @@ def _reported(asked: Asked, node: Node, boot: Boot) -> Answer:
     boot.refresh = Refresh(asked.now, result, digest, changed, hooks, error)
     if result != "failed" and digest:
         _has(boot, digest)
-    metrics.REFRESHES.labels(result).inc()
+    metrics.REFRESHES.inc(result)
     tell = log.warning if result == "failed" or hooks else log.info
     tell(
         "node.refreshed",
