@@ -11,9 +11,11 @@ import random
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -657,3 +659,128 @@ async def test_a_connection_has_the_listener_s_keepalive(service: Service) -> No
 
         for level, name, value in protocol.KEEPALIVE:
             assert sock.getsockopt(level, name) == value
+
+
+@pytest.mark.parametrize("before", [b"", f"GET {KERNEL_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode()])
+async def test_many_requests_at_once_are_all_answered_in_their_order(
+    service: Service, before: bytes
+) -> None:
+    """More than are parsed ahead, behind nothing and behind a download."""
+    large_kernel(service, 4 << 20)
+    names = [("/healthz", 200), ("/nothing", 404)] * 60
+    asked = b"".join(f"GET {n} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for n, _ in names)
+    reader, writer = await service.connect()
+
+    writer.write(before + asked)
+
+    if before:
+        assert (await read_reply(reader)).body == expected(4 << 20)
+    assert [(await read_reply(reader)).status for _ in names] == [status for _, status in names]
+    writer.close()
+
+
+async def test_a_client_that_closed_its_side_during_a_download_is_let_go_after_it(
+    service: Service,
+) -> None:
+    size = 8 << 20
+    large_kernel(service, size)
+    reader, writer = await service.connect()
+    writer.write(f"GET {KERNEL_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+
+    writer.write_eof()
+
+    assert await asyncio.wait_for(reader.read(-1), 10) == expected(size)
+    writer.close()
+
+
+async def test_a_client_that_asks_and_reads_nothing_is_let_go(service: Service) -> None:
+    service.server._sender.stall = 0.2
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", service.server.port))
+    _, writer = await asyncio.open_connection(sock=sock, limit=1024)
+    connections = service.server._connections.open
+    await until(lambda: len(connections) == 1)
+
+    writer.write(b"GET /ipxe/52-54-00-12-34-56 HTTP/1.1\r\nHost: x\r\n\r\n" * 6000)
+
+    await until(lambda: not connections)
+    writer.close()
+
+
+async def test_a_fault_of_ours_is_told_and_ends_its_connection_only(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, capture_logs() as lines:
+        patch.setattr(service.server, "_closes", None)
+        said = await everything(service, GOOD)
+
+    assert statuses(said) == [500]
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["http.fault"]
+    assert (await service.get("/healthz")).status == 200
+
+
+@dataclass
+class Clock:
+    """As much of a loop as timers need."""
+
+    now: float = 0.0
+    set: list[Timer] = field(default_factory=list)
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: object) -> Timer:
+        timer = Timer(self, when, lambda: callback(*args))
+        self.set.append(timer)
+        return timer
+
+    def pass_time(self) -> None:
+        """To the next timer, which is called."""
+        (timer,) = self.set
+        timer.cancel()
+        self.now = timer.when
+        timer.call()
+
+
+@dataclass(eq=False)
+class Timer:
+    clock: Clock
+    when: float
+    call: Callable[[], object]
+
+    def cancel(self) -> None:
+        self.clock.set.remove(self)
+
+
+def test_one_timer_serves_all_that_wait_for_as_long() -> None:
+    clock, late = Clock(), list[str]()
+    waiting: Any = protocol.Waiting(cast(Any, late.append))  # anything can wait
+    for name in ("a", "b", "c"):
+        waiting.begin(name, clock, 10.0)
+        clock.now += 1
+    waiting.begin("a", clock, 10.0)  # it waits already
+    waiting.end("b")
+
+    clock.pass_time()
+    assert (clock.now, late) == (10.0, ["a"])
+    clock.pass_time()
+    assert (clock.now, late) == (12.0, ["a", "c"])
+    assert clock.set == []
+
+
+def test_a_shorter_wait_moves_the_timer_forward() -> None:
+    clock, late = Clock(), list[str]()
+    waiting: Any = protocol.Waiting(cast(Any, late.append))
+    waiting.begin("gone", clock, 90.0)
+    waiting.end("gone")
+
+    waiting.begin("a", clock, 5.0)
+
+    clock.pass_time()
+    assert (clock.now, late) == (5.0, ["a"])
+    waiting.begin("b", clock, 5.0)
+    waiting.close()
+    assert clock.set == []
