@@ -37,6 +37,8 @@ _IN_TEXT: Final = re.compile(
     r"(?P<before>(?:/|^)b/|[?&;](?:asset(?:_?key|hex)?|token|key)=)[^/\s&;\"'?#]+", re.IGNORECASE
 )
 
+_NUMBERS: Final = (int, float)
+
 Event = MutableMapping[str, Any]
 
 
@@ -50,7 +52,7 @@ def redact(text: str) -> str:
 def clean(_logger: object, _method: str, event: Event) -> Event:
     """structlog processor: escape, cap and redact every value."""
     for name, value in event.items():
-        if value is None or isinstance(value, int | float):
+        if value is None or isinstance(value, _NUMBERS):
             continue
         if name in _SECRET:
             event[name] = "***"
@@ -67,7 +69,7 @@ def clean(_logger: object, _method: str, event: Event) -> Event:
 def _text(value: object) -> str:
     if isinstance(value, str):
         return value
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 Output = Callable[[Mapping[str, Any]], bool]
@@ -251,7 +253,6 @@ def configure(
     sink = Sink(output or choose_output(settings.format, environ))
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             structlog.processors.format_exc_info,
             clean,
         ],

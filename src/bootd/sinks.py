@@ -11,6 +11,7 @@ import os
 import re
 import select
 import socket
+import stat
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -23,6 +24,7 @@ MAX_LONG: Final = 4000
 
 LONG: Final = frozenset({"fault", "exception", "added", "removed", "changed", "reboot"})
 """Keys whose values nobody on the network chooses: they may be long."""
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _FIRST: Final = ("node", "mac", "boot")
 _PRIORITY: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
@@ -50,7 +52,7 @@ def human(event: Mapping[str, Any]) -> str:
 
 
 def _cap(event: Mapping[str, Any]) -> int:
-    return MAX_LONG if any(key in event for key in LONG) else MAX_LINE
+    return MAX_LINE if LONG.isdisjoint(event) else MAX_LONG
 
 
 def _cut(data: bytes, limit: int) -> bytes:
@@ -100,13 +102,14 @@ class Lines:
     """Lines on a file descriptor that nobody may be reading: a full pipe or disk loses lines.
 
     `form` makes the line. The descriptor is shared with whoever started us, so it is asked with
-    poll(2) whether it takes a line, not switched to non-blocking.
+    poll(2) whether it takes a line, not switched to non-blocking. A file always does.
     """
 
     def __init__(self, fd: int, form: Callable[[Mapping[str, Any]], bytes]) -> None:
         self._fd = fd
         self._form = form
         self._torn = False
+        self._file = stat.S_ISREG(os.fstat(fd).st_mode)
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
@@ -116,7 +119,7 @@ class Lines:
         # that what comes after it can be read.
         line = b"\n" * self._torn + self._form(event)
         try:
-            if not any(mask & select.POLLOUT for _, mask in self._poll.poll(0)):
+            if not (self._file or any(mask & select.POLLOUT for _, mask in self._poll.poll(0))):
                 return False
             written = os.write(self._fd, line)
         except OSError:
@@ -133,13 +136,13 @@ def json_line(event: Mapping[str, Any]) -> bytes:
     values.update(_ordered(event))
     if "exception" in event:
         values["exception"] = event["exception"]
-    line = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+    line = _JSON.encode(values).encode()
     while len(line) >= limit:
         texts = {key: text for key, text in values.items() if isinstance(text, str)}
         longest = max(texts, key=lambda key: len(texts[key]))
         keep = max(len(texts[longest]) * 3 // 4 - 1, 0)
         values[longest] = f"{texts[longest][:keep]}…"
-        line = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+        line = _JSON.encode(values).encode()
         if keep == 0:
             break
     return line + b"\n"
