@@ -211,7 +211,11 @@ def small(headers: list[str], path: str, seconds: float) -> Figures:
     )  # fmt: skip
     if "Non-2xx" in run.stdout:
         sys.exit(f"the server refuses {path}: {run.stdout}")
-    return {"requests": float(run.stdout.split("Requests/sec:")[1].split()[0]), "bytes": 0.0}
+    return {
+        "requests": float(run.stdout.split("Requests/sec:")[1].split()[0]),
+        "answers": float(run.stdout.split(" requests in ")[0].split()[-1]),
+        "bytes": 0.0,
+    }
 
 
 def clients(load: str, seconds: float, interface: str, large: str, script: str) -> None:
@@ -385,6 +389,8 @@ def measure(server: str, load: str, seconds: float) -> Figures:
             figures: Figures = json.loads(line)
             used = cpu_seconds(running.pid) - before
             figures["cpu"] = used / (figures["bytes"] / 1e9) if figures["bytes"] else 0.0
+            if "answers" in figures:
+                figures["micros"] = 1e6 * used / figures["answers"]
             figures["peak"] = peak_megabytes(running.pid)
         finally:
             asking.kill()
@@ -457,6 +463,7 @@ UNITS: Final[dict[str, tuple[str, str]]] = {
     "cpu": ("6.2f", "CPU s/GB"),
     "fairness": ("6.2f", "fairness"),
     "requests": ("8.0f", "requests/s"),
+    "micros": ("5.0f", "CPU us a request"),
     "script_p99": ("8.1f", "ms script p99"),
     "discover_p99": ("8.1f", "ms DISCOVER p99"),
     "peak": ("6.0f", "MB peak"),
