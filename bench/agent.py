@@ -3,13 +3,13 @@
     python bench/agent.py [--nodes 10000] [--interval 60] [--seconds 20] [--rounds 5]
 
 A whole daemon on loopback, on a core of its own where there are two. Each node has fetched its
-runtime overlay (hosts of all nodes, 20 files,
-a template of its own) once; then they ask at their pace, each on a connection of its own and with
-its own key, as the agent does, and are told that nothing is new. What is reported is the daemon's
-CPU time, of all its threads, as the scheduler counts it (to the nanosecond, not by its ticks): the
-median of the rounds, with the lowest and the highest. Without pause: every node once, sixteen at
-a time, which is what a question costs a daemon whose caches are warm. Changed: the overlay is
-edited and reloaded, and every node fetches it. Needs no root.
+runtime overlay (hosts of all nodes, 20 files, a template of its own) once; then they ask at their
+pace, each on a connection of its own and with its own key, as the agent does, and are told that
+nothing is new. What is reported is the daemon's CPU time, of all its threads, as the scheduler
+counts it (to the nanosecond, not by its ticks): the median of the rounds, with the lowest and the
+highest. Without pause: every node once, sixteen at a time, which is what a question costs a daemon
+whose caches are warm. Changed: the overlay is edited and reloaded, and every node fetches it.
+Needs no root.
 """
 
 from __future__ import annotations
