@@ -511,7 +511,7 @@ async def test_the_end_of_an_idle_connection_is_not_told_for_minutes(service: Se
     theirs = connection.transport.get_extra_info("socket").fileno()
     with socket.socket(fileno=os.dup(theirs)) as sock:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 150_000
-        connection.force_close()
+        connection.drop()
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == protocol.LAST_WORD
     assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()
