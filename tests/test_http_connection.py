@@ -337,7 +337,7 @@ async def test_who_opens_a_file_to_write_into_it_waits_until_no_socket_holds_it(
         writer.close()
 
 
-@pytest.mark.parametrize("change", ["truncate", "leave"])
+@pytest.mark.parametrize("change", ["truncate", "overwrite", "leave"])
 async def test_a_file_that_someone_has_open_for_writing_is_copied(
     service: Service, change: str
 ) -> None:
@@ -349,8 +349,12 @@ async def test_a_file_that_someone_has_open_for_writing_is_copied(
         await until(lambda: service.server._sender.moved > 1 << 20)
         if change == "truncate":
             file.truncate((1 << 20) + 100)
+        elif change == "overwrite":
+            file.seek(2 << 20)
+            file.write(b"new" * 1000)
+            file.flush()
 
-        got = await rest(reader) if change == "truncate" else await reader.readexactly(size)
+        got = await (reader.readexactly(size) if change == "leave" else rest(reader))
 
     assert expected(size).startswith(got)
     assert (len(got) == size) is (change == "leave")

@@ -129,7 +129,7 @@ def asked_form(asked: Asked) -> str:
 class OpenFile:
     """A file that is open, `size` bytes as of then; whoever has it closes it."""
 
-    __slots__ = ("fd", "modified", "name", "size")
+    __slots__ = ("_written", "fd", "modified", "name", "size")
 
     def __init__(self, fd: int, name: str) -> None:
         status = os.fstat(fd)
@@ -137,6 +137,13 @@ class OpenFile:
         self.name = name
         self.size = status.st_size
         self.modified = http_date(status.st_mtime)
+        self._written = status.st_mtime_ns
+
+    def changed(self, fd: int | None = None) -> bool:
+        """Whether someone has written into it, or changed its size, since it was opened. `fd` is a
+        duplicate to ask, where this one may be closed meanwhile."""
+        status = os.fstat(self.fd if fd is None else fd)
+        return (status.st_size, status.st_mtime_ns) != (self.size, self._written)
 
     def close(self) -> None:
         """Give the descriptor back; a second time does nothing."""

@@ -175,10 +175,12 @@ def _source(
         return
     hold = sender.leases.hold(body.fd, lambda: cut(transport))
     if hold is None:
-        yield CopySource(body.fd, body.size)
+        yield CopySource(body)
         return
     try:
-        yield FileSource(body.fd, body.size)
+        if body.changed():  # before it was leased
+            raise Aborted("file-changed")
+        yield FileSource(body)
     except BaseException as exc:
         cut(transport)  # before anybody else may have the file
         if isinstance(exc, Aborted) and hold.lost is not None:
@@ -231,16 +233,16 @@ async def _send_through(
 
 
 async def _read(body: Pieces | OpenFile, start: int, size: int, sender: Sender) -> bytes:
-    """So many bytes of `body`. Raises `Aborted` for a file that has become shorter."""
+    """So many bytes of `body`. Raises `Aborted` for a file that is not what it was."""
     if not isinstance(body, OpenFile):
         return b"".join(body)[start : start + size]
     loop = asyncio.get_running_loop()
     try:
-        data = await loop.run_in_executor(sender.executor, read_unchanged, body.fd, size, start)
+        data = await loop.run_in_executor(sender.executor, read_unchanged, body, size, start)
     except OSError as exc:
         raise Aborted("io-error") from exc
     if len(data) < size:
-        raise Aborted("short-file")
+        raise Aborted("file-changed")
     return data
 
 

@@ -41,7 +41,7 @@ class Recoded:
 
     def __init__(self, opened: OpenFile, form: str) -> None:
         stored = form_of(opened)
-        self._size = opened.size
+        self._opened = opened
         # Of its own: closing waits until a thread that reads from it has done so.
         self._file = os.fdopen(os.dup(opened.fd), "rb", _PIECE)
         self._file.seek(0)
@@ -49,8 +49,8 @@ class Recoded:
         self._compressor: _Compressor | None = _compressor(form)
 
     def read(self) -> bytes:
-        """The next piece; empty at the end. Raises `Aborted` for a file that is damaged, or has
-        become shorter meanwhile."""
+        """The next piece; empty at the end. Raises `Aborted` for a file that is damaged, or is
+        not what it was any more."""
         while self._compressor is not None:
             try:
                 data = self._plain.read(_PIECE)
@@ -58,8 +58,8 @@ class Recoded:
                 raise Aborted("damaged") from None
             if data:
                 piece = self._compressor.compress(data)
-            elif os.fstat(self._file.fileno()).st_size != self._size:
-                raise Aborted("short-file")
+            elif self._opened.changed(self._file.fileno()):
+                raise Aborted("file-changed")
             else:
                 piece = self._compressor.flush()
                 self._compressor = None

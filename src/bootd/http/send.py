@@ -52,8 +52,8 @@ _TCP_CLOSE: Final = b"\x07"  # include/net/tcp_states.h
 
 
 class Aborted(ConnectionError):
-    """A transfer that ended early. `reason`: ``aborted``, ``stalled``, ``short-file``,
-    ``file-changed``, ``io-error``; `lost` is how many of the bytes that left never arrived."""
+    """A transfer that ended early. `reason`: ``aborted``, ``stalled``, ``file-changed``,
+    ``io-error``; `lost` is how many of the bytes that left never arrived."""
 
     def __init__(self, reason: str, lost: int = 0) -> None:
         super().__init__(reason)
@@ -306,7 +306,7 @@ class _Transfer:
             self._end("io-error" if exc.errno in (errno.EIO, errno.EMFILE) else "aborted")
             return 0
         if sent == 0:
-            self._end("short-file")
+            self._end("file-changed")
             return 0
         self._offset += sent
         self._left -= sent

@@ -11,6 +11,8 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from bootd.http.answer import OpenFile
+
 AHEAD: Final = 4 * 1024 * 1024
 """Bytes read ahead, in a thread, of a file that is not in the page cache."""
 _TOUCH: Final = 128 * 1024  # what the kernel reads at once where one byte is asked for
@@ -35,11 +37,11 @@ class Source(Protocol):
 
 
 class FileSource:
-    """An open file of `size` bytes that nobody changes, sent by sendfile(2) from the page cache."""
+    """An open file that nobody changes, sent by sendfile(2) from the page cache."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd = fd
-        self._size = size
+    def __init__(self, opened: OpenFile) -> None:
+        self._fd = opened.fd
+        self._size = opened.size
         self._known = -1  # up to where the file is known to be in the page cache
         self._fetched = 0
         self._byte = [bytearray(1)]
@@ -95,20 +97,24 @@ class CopySource(FileSource):
     """An open file that is not leased (`http.leases`): what is sent is a copy of its bytes, since a
     page that waits in a socket becomes what somebody makes of the file meanwhile."""
 
+    def __init__(self, opened: OpenFile) -> None:
+        super().__init__(opened)
+        self._opened = opened
+
     def send(self, sock: socket.socket, offset: int, limit: int) -> int:
         """As `Source.send`."""
-        copy = read_unchanged(self._fd, min(limit, _COPY), offset)
+        copy = read_unchanged(self._opened, min(limit, _COPY), offset)
         return sock.send(copy) if copy else 0
 
 
-def read_unchanged(fd: int, count: int, offset: int) -> bytes:
-    """Up to `count` bytes from `offset`; none where the file has become shorter than that.
+def read_unchanged(opened: OpenFile, count: int, offset: int) -> bytes:
+    """Up to `count` bytes from `offset`; none where the file is not what it was any more.
 
-    The kernel first makes a file shorter and then zeroes the rest of its last page: where it has
-    kept its length until now, these are no zeros of that kind. Raises `OSError`.
+    Looked at afterwards: the kernel first changes a file's size and times, and then what is in it.
+    Raises `OSError`.
     """
-    data = os.pread(fd, count, offset)
-    return data if os.fstat(fd).st_size >= offset + len(data) else b""
+    data = os.pread(opened.fd, count, offset)
+    return b"" if opened.changed() else data
 
 
 class MemorySource:
