@@ -28,9 +28,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bootd.boots.nodekeys import derive
-from bootd.model import Mac, parse_mac
-from bootd.state import load_node_secrets
+ROOT: Final = Path(__file__).resolve().parent.parent
+# As a script this file brings its folder, whose http.py stands in the standard library's way.
+sys.path[:] = [p for p in sys.path if Path(p).resolve() != ROOT / "bench"]
+
+import urllib.request  # noqa: E402
+
+from bootd.boots.nodekeys import derive  # noqa: E402
+from bootd.model import Mac, parse_mac  # noqa: E402
+from bootd.state import load_node_secrets  # noqa: E402
 
 FILES: Final = 20
 AT_ONCE: Final = 16
@@ -97,6 +103,19 @@ class Daemon:
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise SystemExit((self.folder / "log").read_text())
             time.sleep(0.05)
+
+    def until_compared(self) -> None:
+        """Until what follows a fetch is over: each node's boot is compared with what it has now."""
+        deadline = time.monotonic() + 180
+        url = f"http://127.0.0.1:{self.port}/status"
+        while True:
+            with urllib.request.urlopen(url) as answer:
+                nodes = json.load(answer)["nodes"]
+            if all(node["stale"] is not None for node in nodes):
+                return
+            if time.monotonic() > deadline:
+                raise SystemExit("the daemon does not come to an end of comparing boots")
+            time.sleep(1)
 
     def cpu(self) -> float:
         """Seconds of CPU so far, of all threads that live: the daemon ends none (proc(5))."""
@@ -196,7 +215,7 @@ async def play(daemon: Daemon, given: argparse.Namespace) -> None:
     shares: list[float] = []
     warm: list[float] = []
     for _ in range(given.rounds):
-        await asyncio.sleep(2)  # what follows a fetch (comparing with the boot) is over
+        await asyncio.to_thread(daemon.until_compared)
         before = daemon.cpu()
         seconds = await nodes.paced(given.nodes / given.interval, given.seconds)
         shares.append(100 * (daemon.cpu() - before) / seconds)

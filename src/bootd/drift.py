@@ -49,7 +49,7 @@ class Drift:
     def forget(self) -> None:
         """The registry has changed: what was found so far is about another one."""
         for boot in self._boots:
-            boot.stale = None
+            self._boots.compare(boot)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -62,11 +62,12 @@ class Drift:
         """Compare the boots that have not been."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        for boot in [each for each in self._boots if each.outcome == "up" and each.stale is None]:
-            registry = self._current.registry
-            node = registry.by_mac.get(boot.mac)
-            if node is None:
-                continue
+        waiting, self._boots.uncompared = self._boots.uncompared, set()
+        for mac in waiting:
+            registry, boot = self._current.registry, self._boots.of(mac)
+            node = registry.by_mac.get(mac)
+            if node is None or boot is None or boot.outcome != "up":
+                continue  # a boot that comes up is named again
             try:
                 stale = await self.differing(registry, node, boot)
             except Exception:

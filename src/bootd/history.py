@@ -30,16 +30,17 @@ MAX_BYTES: Final = 256 * 1024 * 1024
 """Bytes of a file that is read at the start."""
 PERIOD: Final = 2.0
 """Seconds between two looks whether something changed, at least."""
-SHARE: Final = 50
-"""A file that takes a second to write is written once in so many."""
+SHARE: Final = 200
+"""A look that takes a second is taken once in so many: half a hundredth of one core."""
 LONGEST: Final = 15.0
 """Seconds between two looks, at most: in a storm a look takes long, because all else goes on."""
 SLICE: Final = 20
 """Boots put into words in one turn of the event loop: about a millisecond."""
 MARKS: Final = 500
 """Boots looked at in one turn."""
-COARSE: Final = 300.0
-"""Seconds after which it is written down that a running node was heard again, and nothing else."""
+COARSE: Final = 3600.0
+"""Seconds after which it is written down that a running node was heard again, and nothing else: it
+asks within a minute of a restart, and then that is known."""
 
 _Mark = tuple[object, ...]
 

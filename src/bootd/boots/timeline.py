@@ -177,6 +177,9 @@ class Boots:
         self._known: dict[Mac, _Machine] = {}
         self._unknown: OrderedDict[Mac, _Machine] = OrderedDict()
         self._unseen: set[Mac] = set()  # whose latest boot is known from an earlier process only
+        self.uncompared: set[Mac] = set()
+        """Whose boot has come up, or has got another overlay, and nobody has looked since whether a
+        reboot would change it (`Boot.stale`)."""
 
     def of(self, mac: Mac) -> Boot | None:
         """The latest boot of this MAC, or None."""
@@ -253,6 +256,7 @@ class Boots:
         if boot is None:
             boot = self._start(Boot(boot_id or self._new_id(), mac, node, now, now))
             boot.outcome, boot.ended = "up", now
+            self.compare(boot)
         elif boot.outcome != "up" and boot.id == boot_id and now > boot.window:
             self.up(boot, now)  # nobody on the node reports, or nobody could
         boot.seen = now
@@ -300,6 +304,12 @@ class Boots:
         """The node reported that it is up: the boot ends well and its window closes."""
         self._add(boot, Step(Stage.UP, now, ended=now, outcome="ok"), now)
         boot.outcome, boot.error, boot.ended, boot.window = "up", "", now, now
+        self.compare(boot)
+
+    def compare(self, boot: Boot) -> None:
+        """What a reboot would change for a running node has to be found out anew."""
+        boot.stale = None
+        self.uncompared.add(boot.mac)
 
     def fail(self, boot: Boot, now: float, error: str) -> None:
         """The node's script reported a failing step; it may yet retry and come up."""

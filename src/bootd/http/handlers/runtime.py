@@ -37,7 +37,7 @@ async def runtime(site: Site, asked: Asked, route: Runtime) -> Answer:
     if route.report and asked.method == "HEAD":
         raise Refusal(405, "method", "a report is a GET", {"Allow": "GET"})
     if route.report:
-        answer = _reported(asked, node, boot)
+        answer = _reported(site, asked, node, boot)
     else:
         answer = await _overlay(site, asked, node, boot)
         if switched(node):
@@ -82,27 +82,27 @@ async def _overlay(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
     if had:
         etag = await digest(site, asked, node, "runtime")
         if had == tag(etag, form):
-            _unchanged(asked, boot, etag)
+            _unchanged(site, asked, boot, etag)
             return Answer(body=(), type=BINARY, etag=had, quiet=True)
     answer, _ = await overlay(site, asked, node, "runtime")
     return answer
 
 
-def _unchanged(asked: Asked, boot: Boot, etag: str) -> None:
+def _unchanged(site: Site, asked: Asked, boot: Boot, etag: str) -> None:
     if asked.method != "HEAD":
-        _has(boot, etag)
+        _has(site, boot, etag)
         boot.refresh = Refresh(asked.now, "unchanged", etag)
         metrics.REFRESHES.inc("unchanged")
 
 
-def _has(boot: Boot, digest: str) -> None:
+def _has(site: Site, boot: Boot, digest: str) -> None:
     """The node has the runtime overlay with that digest; another one is compared anew."""
     if boot.given.get("runtime") != digest:
         boot.given["runtime"] = digest
-        boot.stale = None
+        site.boots.compare(boot)
 
 
-def _reported(asked: Asked, node: Node, boot: Boot) -> Answer:
+def _reported(site: Site, asked: Asked, node: Node, boot: Boot) -> Answer:
     """What the node says of a refresh: kept for status, told in one line of the log."""
     result, digest = asked.said("result"), asked.said("digest")
     if result not in RESULTS:
@@ -112,7 +112,7 @@ def _reported(asked: Asked, node: Node, boot: Boot) -> Answer:
     error = asked.said("error", MAX_ERROR)
     boot.refresh = Refresh(asked.now, result, digest, changed, hooks, error)
     if result != "failed" and digest:
-        _has(boot, digest)
+        _has(site, boot, digest)
     metrics.REFRESHES.inc(result)
     tell = log.warning if result == "failed" or hooks else log.info
     tell(
