@@ -137,6 +137,8 @@ class Service:
     unknown: Unknown
     link: Link
     folder: Path
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    """Clients' sides, closed at the end also after a failure: uvloop would end in EBUSY."""
 
     @property
     def base(self) -> str:
@@ -179,9 +181,11 @@ class Service:
     async def connect(
         self, source: str | None = None
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(
+        reader, writer = await asyncio.open_connection(
             "127.0.0.1", self.server.port, local_addr=(source, 0) if source else None
         )
+        self.writers.append(writer)
+        return reader, writer
 
     async def get(
         self,
@@ -254,10 +258,13 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[Service]:
         unknown=unknown,
         host="127.0.0.1",
     )
+    service = Service(server, current, boots, unknown, link, folder)
     try:
         await server.start()
-        yield Service(server, current, boots, unknown, link, folder)
+        yield service
     finally:
+        for writer in service.writers:
+            writer.transport.abort()
         await server.stop(loop.time() + 5)
         files.close()
         overlays.close()

@@ -265,6 +265,7 @@ async def begin_download(
     sock.setblocking(False)
     await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", service.server.port))
     reader, writer = await asyncio.open_connection(sock=sock, limit=65536)
+    service.writers.append(writer)
     writer.write(f"GET {KERNEL_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode() + GOOD)
     head = await reader.readuntil(b"\r\n\r\n")
     length = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
@@ -604,6 +605,29 @@ async def test_a_thousand_pipelined_requests_are_answered_in_order(service: Serv
         for number in range(1000):
             assert (await read_reply(reader)).body == (KERNEL[:10] if number % 2 else b"ok\n")
     writer.close()
+
+
+async def test_many_requests_in_one_piece_do_not_keep_others_waiting(service: Service) -> None:
+    many, other, count = await service.connect(), await service.connect(), 1000
+    book, asked = service.server._connections, 0
+    serve = book.serve
+
+    def counted(*request: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return serve(*request)
+
+    book.serve = counted
+
+    many[1].write(GOOD * count)  # one read of the server's takes them all
+    other[1].write(GOOD)
+    assert (await read_reply(other[0])).body == b"ok\n"
+
+    assert asked < count / 2
+    for _ in range(count):
+        assert (await read_reply(many[0])).body == b"ok\n"
+    many[1].close()
+    other[1].close()
 
 
 async def test_an_upgrade_is_declined_and_the_connection_closed(service: Service) -> None:
