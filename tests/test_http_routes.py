@@ -28,6 +28,8 @@ TOKEN = "A" * 52
     ("target", "asked"),
     [
         ("/ipxe/52-54-00-12-34-56", Script(MAC)),
+        ("/ipxe/zz", Script(None)),
+        ("/ipxe/ff:ff:ff:ff:ff:ff", Script(None)),
         ("/ipxe/52:54:00:12:34:56?uuid=1", Script(MAC)),
         ("/ipxe/525400123456", Script(MAC)),
         (f"/b/{TOKEN}/kernel", BootPart(TOKEN, "kernel")),
@@ -53,8 +55,8 @@ def test_the_table(target: str, asked: object) -> None:
 @pytest.mark.parametrize(
     ("target", "status", "reason"),
     [
-        ("/ipxe/zz", 400, "not-a-mac"),
-        ("/ipxe/ff:ff:ff:ff:ff:ff", 400, "not-a-mac"),
+        ("/kernel/zz", 400, "not-a-mac"),
+        ("/runtime/ff:ff:ff:ff:ff:ff", 400, "not-a-mac"),
         ("/kernel/{{7*191}}", 400, "not-a-mac"),
         ("/zz-zz-zz-zz-zz-zz/snponly.efi", 400, "not-a-mac"),
         (f"/b/{TOKEN}/secrets", 404, "not-found"),

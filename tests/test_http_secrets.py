@@ -298,6 +298,7 @@ DASHED = "52-54-00-12-34-56"
 PUBLIC: dict[str, int | None] = {
     "/healthz": 200,
     f"/ipxe/{DASHED}": 200,
+    "/ipxe/no-mac": 200,
     f"/provision?wwid={DASHED}": 200,
     f"/kernel/{DASHED}": 200,
     f"/initramfs/{DASHED}": 200,
@@ -323,7 +324,7 @@ CLOSED = [
     *(f"/b/{'A' * 52}/{part}" for part in PARTS),
     *(f"/{name}" for name in FIXED if name != "healthz"),
     "/",
-    "/ipxe/no-mac",
+    "/kernel/no-mac",
     f"/boot/b/{'A' * 52}/kernel",
     "/files/etc/key",
     "/overlays/keys/etc/key",

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from bootd.boots.timeline import Stage
 from bootd.files import LoadedFile, Refused
@@ -118,7 +119,7 @@ async def test_a_claimed_machine_gets_its_script_at_the_next_request(service: Se
 
 @pytest.mark.parametrize("mac", ["zz", "52-54-00", "ff-ff-ff-ff-ff-ff", "{{7*191}}", "%0achain"])
 async def test_a_garbage_mac_is_a_400_of_one_line(service: Service, mac: str) -> None:
-    reply = await service.get(f"/ipxe/{mac}")
+    reply = await service.get(f"/kernel/{mac}")
 
     assert reply.status == 400
     assert "1337" not in reply.line
@@ -250,6 +251,21 @@ async def test_post_is_for_up_and_fail_only(service: Service) -> None:
     assert (await service.get(f"/b/{token}/system", method="POST")).status == 405
     assert (await service.get(f"/b/{token}/up", method="HEAD")).status == 405
     assert (await service.get(f"/b/{token}/fail?step=kernel", method="POST")).status == 200
+
+
+async def test_a_script_for_no_mac_address_asks_again_as_the_card_that_there_is(
+    service: Service,
+) -> None:
+    """iPXE's ``${mac}`` is empty where there is no net0, and what answers 404 ends a boot."""
+    with capture_logs() as logs:
+        reply = await service.get("/ipxe/%24%7Bmac%7D")
+
+    assert (reply.status, reply.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+    lines = reply.text.splitlines()
+    assert lines[0] == "#!ipxe"
+    assert f"chain --replace --autofree {service.base}/ipxe/${{netX/mac:hexhyp}} ||" in lines
+    assert "${mac}" not in reply.text
+    assert [line["outcome"] for line in logs] == ["not-a-mac"]
 
 
 async def test_a_failure_is_seen_and_a_retry_takes_it_back(service: Service) -> None:

@@ -196,9 +196,26 @@ def autoexec(server: ServerAddress, mac: Mac | None = None) -> str:
     (``netX``; plain ``${mac}`` may be another card). Never ends: where it would, firmware goes on
     to the next boot device.
     """
-    name = dashed(mac) if mac is not None else "${netX/mac:hexhyp}"
+    return _ask(server, dashed(mac) if mac is not None else _OWN)
+
+
+def astray(server: ServerAddress) -> str:
+    """For a machine whose address for its script names no MAC address, such as that of a card
+    without one (``${mac}`` where there is no ``net0``): it asks again as the card that it came
+    from. Whatever it named is not repeated."""
+    told = f"echo bootd: the address of this script names no MAC address. This card has {_OWN}"
+    return _ask(server, _OWN, told, countdown(10, "asking again as that"))
+
+
+_OWN: Final = "${netX/mac:hexhyp}"
+"""The MAC address of the card that iPXE came from."""
+
+
+def _ask(server: ServerAddress, name: str, *first: str) -> str:
+    """A script that asks for the one of machine `name` until there is an answer."""
     lines = (
         "#!ipxe",
+        *first,
         ":ask",
         "isset ${netX/ip} || dhcp netX || dhcp || goto wait",
         f"chain --replace --autofree {server.base}/ipxe/{name} ||",

@@ -40,9 +40,9 @@ FIXED: Final = ("healthz", "status", "metrics", "events")
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """``/ipxe/{mac}``."""
+    """``/ipxe/{mac}``; None where what stands there is no MAC address."""
 
-    mac: Mac
+    mac: Mac | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +178,7 @@ def _bad(reason: str) -> Bad:
 def _named(parts: list[str], path: str) -> Route:
     match parts:
         case ["ipxe", name]:
-            mac = _mac(name)
-            return Script(mac) if mac is not None else _bad("not-a-mac")
+            return Script(_mac(name))
         case ["b", token, part] if part in PARTS:
             return BootPart(token, part)
         case ["b", *_]:

@@ -17,11 +17,13 @@ from bootd.scripts import ScriptError
 log = structlog.get_logger()
 
 
-def script(site: Site, asked: Asked, mac: Mac) -> Answer:
+def script(site: Site, asked: Asked, mac: Mac | None) -> Answer:
     """The script for whoever boots with `mac`. There always is one: a machine that is told "not
     found" goes on to its next boot device, and nobody sees why."""
-    node = node_of(asked.registry, mac)
     over_tls = asked.registry.settings.http.for_scripts(asked.server)
+    if mac is None:
+        return Answer(body=(scripts.astray(over_tls).encode(),), reason="not-a-mac")
+    node = node_of(asked.registry, mac)
     if over_tls != asked.server:
         # No token, which all the wire could read: whoever has it to boot by asks there for one.
         text = scripts.autoexec(over_tls, mac)
