@@ -21,6 +21,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bootd.http import protocol
+from bootd.http.send import unacknowledged
 from tests.http_site import KERNEL, LOADER, Service, read_reply, serving, until
 
 LOOPS = ("uvloop",)
@@ -295,7 +296,7 @@ async def test_a_file_that_is_truncated_ends_the_connection_and_nothing_else_fol
     size = 32 << 20
     path = large_kernel(service, size)
     reader, writer, length = await begin_download(service)
-    await until(lambda: service.server._sender.moved > 2 << 20)
+    await until(lambda: waiting(service) > 2 << 20)
 
     with capture_logs() as logs:
         await asyncio.to_thread(os.truncate, path, (1 << 20) + 100)
@@ -305,8 +306,16 @@ async def test_a_file_that_is_truncated_ends_the_connection_and_nothing_else_fol
     assert expected(size).startswith(got)
     assert b"ok\n" not in got[-10:]
     assert [line["outcome"] for line in logs] == ["file-changed"]
+    assert logs[0]["bytes"] <= len(got)
     assert (await service.get("/healthz")).status == 200
     writer.close()
+
+
+def waiting(service: Service) -> int:
+    """Bytes in the server's sockets that no client has acknowledged."""
+    transports = [connection.transport for connection in service.server._connections.open]
+    sockets = [t.get_extra_info("socket") for t in transports if t is not None]
+    return sum(unacknowledged(sock) for sock in sockets)
 
 
 async def rest(reader: asyncio.StreamReader) -> bytes:
@@ -347,7 +356,7 @@ async def test_a_file_that_someone_has_open_for_writing_is_copied(
     path = large_kernel(service, size)
     with path.open("r+b") as file:
         reader, writer, _ = await begin_download(service)
-        await until(lambda: service.server._sender.moved > 1 << 20)
+        await until(lambda: waiting(service) > 1 << 20)
         if change == "truncate":
             file.truncate((1 << 20) + 100)
         elif change == "overwrite":
@@ -441,6 +450,25 @@ async def test_what_waits_in_the_socket_of_a_client_that_left_was_not_sent(
     step = boot.steps[-1]
     assert (step.outcome, step.size) == ("aborted", size)
     assert step.sent < size
+
+
+async def test_what_a_slow_reader_has_is_seen_while_its_socket_is_full(service: Service) -> None:
+    size = 32 << 20
+    large_kernel(service, size)
+    boot = service.discover()
+    reader, writer, _ = await begin_download(service)
+    await until(lambda: waiting(service) > 3 << 20)
+    before = boot.steps[-1].sent
+
+    def sent() -> int:
+        service.server._sender.look()  # as once a second
+        return boot.steps[-1].sent - before
+
+    await reader.readexactly(200 << 10)  # too little for room that the server would be told of
+    await until(lambda: sent() > 50 << 10)
+
+    assert boot.steps[-1].sent < size / 2
+    writer.close()
 
 
 async def test_a_small_file_is_whole_when_its_client_has_it(service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from aiohttp.abc import AbstractStreamWriter
 from bootd.http.answer import Answer, OpenFile, Pieces
 from bootd.http.head import FAILED, SERVER, head, status_of
 from bootd.http.ranges import Decision, Failed, Span, decide
-from bootd.http.send import Aborted, Sender, acknowledged, cut
+from bootd.http.send import Aborted, Arrived, Sender, all_arrived, cut, duplicate
 from bootd.http.sources import CopySource, FileSource, MemorySource, Source, read_unchanged
 
 SMALL: Final = 64 * 1024
@@ -26,12 +27,12 @@ _UNSAID: Final = 2 * 1460
 """Bytes that EDK2 has not acknowledged then: it answers every second segment at once."""
 
 Moved = Callable[[int], None]
-"""Told how many more bytes of a body have left."""
+"""Told how many more bytes of a body have arrived."""
 
 
 @dataclass(slots=True)
 class Delivery:
-    """What became of an answer: body bytes that left, and ``ok`` or why not all did."""
+    """What became of an answer: body bytes that arrived, and ``ok`` or why not all did."""
 
     response: web.StreamResponse
     status: int
@@ -88,10 +89,6 @@ async def deliver(
             await _send_sized(request, first, answer.body, span, sender, moved)
     except Aborted as aborted:
         delivery.outcome = aborted.reason
-        lost = min(aborted.lost, delivery.sent)
-        delivery.sent -= lost
-        if answer.step is not None:
-            answer.step.sent -= lost
     except TimeoutError:
         delivery.outcome = "stalled"
     except ConnectionError:
@@ -148,13 +145,15 @@ async def _send_sized(
     elif span.length <= SMALL:
         transport.write(first + await _read(body, span.start, span.length, sender))
         moved(span.length)
-    elif transport.get_extra_info("sslcontext") is None:
-        with _source(body, transport, sender) as source:
-            await _send_past(transport, writer, first, source, span, sender, moved)
-            await acknowledged(transport, sender.stall, unsaid=_unsaid(request))
     else:
-        await _send_through(transport, writer, first, body, span, sender, moved)
-        await acknowledged(transport, sender.stall, unsaid=_unsaid(request))
+        with duplicate(transport) as sock, _source(body, transport, sender) as source:
+            arrived = Arrived(sock, moved)
+            if transport.get_extra_info("sslcontext") is None:
+                await _send_past(transport, writer, first, sock, source, span, sender, arrived)
+            else:
+                await _send_through(transport, writer, first, body, span, sender, arrived)
+            stall, unsaid = sender.stall, _unsaid(request)
+            await all_arrived(transport, sock, arrived, stall, unsaid=unsaid)
     async with asyncio.timeout(sender.stall):
         await writer.drain()
 
@@ -183,8 +182,8 @@ def _source(
         yield FileSource(body)
     except BaseException as exc:
         cut(transport)  # before anybody else may have the file
-        if isinstance(exc, Aborted) and hold.lost is not None:
-            raise Aborted("file-changed", hold.lost) from None
+        if isinstance(exc, Aborted) and hold.over:
+            raise Aborted("file-changed") from None
         raise
     finally:
         hold.release()
@@ -194,10 +193,11 @@ async def _send_past(
     transport: asyncio.Transport,
     writer: AbstractStreamWriter,
     first: bytes,
+    sock: socket.socket,
     source: Source,
     span: Span,
     sender: Sender,
-    moved: Moved,
+    arrived: Arrived,
 ) -> None:
     """Send past the transport, once its own buffer is empty (`http.send`)."""
     transport.set_write_buffer_limits(high=0)
@@ -205,7 +205,7 @@ async def _send_past(
         transport.write(first)
         async with asyncio.timeout(sender.stall):
             await writer.drain()
-        await sender.send(transport, source, span.start, span.length, moved)
+        await sender.send(sock, source, span.start, span.length, arrived)
     finally:
         if not transport.is_closing():
             transport.set_write_buffer_limits()
@@ -218,7 +218,7 @@ async def _send_through(
     body: Pieces | OpenFile,
     span: Span,
     sender: Sender,
-    moved: Moved,
+    arrived: Arrived,
 ) -> None:
     """Send through a transport that encrypts."""
     if not isinstance(body, OpenFile):
@@ -229,7 +229,8 @@ async def _send_through(
         transport.write(await _read(body, start, size, sender))
         async with asyncio.timeout(sender.stall):
             await writer.drain()
-        moved(size)
+        arrived.given += size
+        arrived.look()
 
 
 async def _read(body: Pieces | OpenFile, start: int, size: int, sender: Sender) -> bytes:

@@ -36,15 +36,15 @@ _WHY: Final = {
 
 
 class Hold:
-    """One transfer's share in a lease. `lost` is None while the file is as it was; else the bytes
-    that were in the transfer's socket when it was cut."""
+    """One transfer's share in a lease. `over` is true when somebody else wanted the file, and the
+    transfer was cut."""
 
-    __slots__ = ("_cut", "_lease", "lost")
+    __slots__ = ("_cut", "_lease", "over")
 
-    def __init__(self, lease: _Lease, cut: Callable[[], int]) -> None:
+    def __init__(self, lease: _Lease, cut: Callable[[], None]) -> None:
         self._lease = lease
         self._cut = cut
-        self.lost: int | None = None
+        self.over = False
 
     def release(self) -> None:
         """No socket holds a page of the file any more for this transfer."""
@@ -52,7 +52,8 @@ class Hold:
 
     def cut(self) -> None:
         """Let the socket go of all pages, now."""
-        self.lost = self._cut()
+        self.over = True
+        self._cut()
 
 
 class Leases:
@@ -63,12 +64,12 @@ class Leases:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told_of: set[int] = set()
 
-    def hold(self, fd: int, cut: Callable[[], int]) -> Hold | None:
+    def hold(self, fd: int, cut: Callable[[], None]) -> Hold | None:
         """See to it that the open file stays as it is until the hold is released; None where that
         cannot be had. Does not wait.
 
         `cut` is called when somebody is about to change the file. It has to make the transfer's
-        socket let go of every page there and then, and returns how many bytes were lost with it.
+        socket let go of every page there and then.
         """
         status = os.fstat(fd)
         key = (status.st_dev, status.st_ino)
@@ -130,7 +131,7 @@ class _Lease:
             os.close(self._fd)
             raise
 
-    def join(self, cut: Callable[[], int]) -> Hold:
+    def join(self, cut: Callable[[], None]) -> Hold:
         """One more transfer."""
         hold = Hold(self, cut)
         self._holds.add(hold)

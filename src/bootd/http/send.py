@@ -7,7 +7,7 @@ transport must not be written to meanwhile. (docs/performance.md has what this m
 
 What was promised is what is sent, or the connection is aborted: a file that has become shorter ends
 its transfer (`Aborted`), never as if it were whole (SECURITY.md C1). What counts as sent is what
-the client's kernel has acknowledged: megabytes fit into a socket whose client has left.
+the client's kernel has acknowledged: megabytes fit into a socket whose client has left (`Arrived`).
 """
 
 from __future__ import annotations
@@ -53,12 +53,11 @@ _TCP_CLOSE: Final = b"\x07"  # include/net/tcp_states.h
 
 class Aborted(ConnectionError):
     """A transfer that ended early. `reason`: ``aborted``, ``stalled``, ``file-changed``,
-    ``io-error``; `lost` is how many of the bytes that left never arrived."""
+    ``io-error``, ``no-descriptors``, ``damaged``."""
 
-    def __init__(self, reason: str, lost: int = 0) -> None:
+    def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.lost = lost
 
 
 class SocketLike(Protocol):
@@ -80,28 +79,58 @@ def unacknowledged(sock: SocketLike) -> int:
         return 0
 
 
-async def acknowledged(transport: asyncio.BaseTransport, stall: float, *, unsaid: int = 0) -> None:
+class Arrived:
+    """Counts a body as the kernel of its client acknowledges it: what waits in a socket whose
+    client leaves never arrives. `moved` is told of each more bytes."""
+
+    def __init__(self, sock: SocketLike, moved: Callable[[int], None]) -> None:
+        self._sock = sock
+        self._moved = moved
+        self._told = 0
+        self.given = 0
+        """Bytes of the body that the socket was given."""
+
+    def look(self) -> int:
+        """Count what has been acknowledged since; how many bytes wait, the head's among them."""
+        waiting = unacknowledged(self._sock)
+        self._tell(self.given - waiting)
+        return waiting
+
+    def whole(self) -> None:
+        """Count all of it."""
+        self._tell(self.given)
+
+    def _tell(self, count: int) -> None:
+        if count > self._told:
+            self._moved(count - self._told)
+            self._told = count
+
+
+async def all_arrived(
+    transport: asyncio.BaseTransport, sock: socket.socket, arrived: Arrived, stall: float,
+    *, unsaid: int = 0,
+) -> None:  # fmt: skip
     """Wait until the peer's kernel has all that was written. Raises `Aborted`.
 
     `unsaid` are bytes that a client may leave unacknowledged when it resets the connection: as many
     as it delays an acknowledgement for, where that is how it ends a whole file.
     """
     loop = asyncio.get_running_loop()
-    with _duplicate(transport) as sock:
-        left, pause, progress = unacknowledged(sock), 0.0005, loop.time()
-        while left:
-            await asyncio.sleep(pause)
-            over = transport.is_closing() or _is_reset(sock)
-            before, left, now = left, unacknowledged(sock), loop.time()
-            if over:
-                if left <= unsaid:
-                    return
-                raise Aborted("aborted", left)
-            if left < before:
-                progress = now
-            elif now - progress >= stall:
-                raise Aborted("stalled", left)
-            pause = min(2 * pause, 0.02)
+    left, pause, progress = arrived.look(), 0.0005, loop.time()
+    while left:
+        await asyncio.sleep(pause)
+        over = transport.is_closing() or _is_reset(sock)
+        before, left, now = left, arrived.look(), loop.time()
+        if over:
+            if left <= unsaid:
+                break
+            raise Aborted("aborted")
+        if left < before:
+            progress = now
+        elif now - progress >= stall:
+            raise Aborted("stalled")
+        pause = min(2 * pause, 0.02)
+    arrived.whole()
 
 
 def _is_reset(sock: socket.socket) -> bool:
@@ -113,17 +142,26 @@ _connect = ctypes.CDLL(None).connect
 _UNSPECIFIED: Final = bytes(16)  # ``struct sockaddr`` of family AF_UNSPEC, which Python's has not
 
 
-def cut(transport: asyncio.Transport) -> int:
+def cut(transport: asyncio.Transport) -> None:
     """Reset a connection and throw away what its socket holds, now (connect(2), AF_UNSPEC: a socket
-    that is only closed goes on sending it). Returns how many bytes of ours the peer has not
-    acknowledged; does nothing where the transport is closing."""
-    if transport.is_closing():
-        return 0
-    sock = transport.get_extra_info("socket")
-    lost = unacknowledged(sock)
-    _connect(ctypes.c_int(sock.fileno()), _UNSPECIFIED, ctypes.c_uint(len(_UNSPECIFIED)))
-    transport.abort()
-    return lost
+    that is only closed goes on sending it). Does nothing where the transport is closing."""
+    if not transport.is_closing():
+        fd = transport.get_extra_info("socket").fileno()
+        _connect(ctypes.c_int(fd), _UNSPECIFIED, ctypes.c_uint(len(_UNSPECIFIED)))
+        transport.abort()
+
+
+def duplicate(transport: asyncio.BaseTransport) -> socket.socket:
+    """Another descriptor of the connection, to send on: the transport's own is closed to
+    `add_writer`, and may be gone while this is asked what was acknowledged. Raises `Aborted`."""
+    try:
+        sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+    except OSError as exc:  # the connection is gone, or there are no descriptors left
+        raise Aborted("no-descriptors" if exc.errno == errno.EMFILE else "aborted") from exc
+    sock.setblocking(False)
+    with contextlib.suppress(OSError):  # a connection that is gone says so when it is written to
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+    return sock
 
 
 class _Room:
@@ -174,12 +212,23 @@ class Sender:
         self.executor = executor
         self.stall = stall
         self.leases = Leases()
-        self.active = 0
+        self._active: set[_Transfer] = set()
         self.moved = 0
-        """Body bytes that left, of all transfers since the start."""
+        """Body bytes that arrived, of all transfers since the start."""
         self._ready: deque[_Transfer] = deque()
         self._in_rounds = False
         self._room: _Room | None = None
+
+    @property
+    def active(self) -> int:
+        """Transfers under way."""
+        return len(self._active)
+
+    def look(self) -> None:
+        """Count what has arrived of transfers whose sockets are full: these have no turn for as
+        long as a slow client takes for a megabyte."""
+        for transfer in self._active:
+            transfer.arrived.look()
 
     @property
     def room(self) -> _Room:
@@ -196,35 +245,23 @@ class Sender:
             self._room = None
 
     def count(self, moved: int) -> None:
-        """So many more bytes of bodies have left."""
+        """So many more bytes of bodies have arrived."""
         self.moved += moved
         metrics.HTTP_BYTES.inc(moved)
 
     async def send(
-        self,
-        transport: asyncio.BaseTransport,
-        source: Source,
-        offset: int,
-        count: int,
-        moved: Callable[[int], None],
+        self, sock: socket.socket, source: Source, offset: int, count: int, arrived: Arrived
     ) -> None:
-        """Send `count` bytes of `source` from `offset`, calling `moved` with each turn's bytes.
-
-        The transport's own buffer is empty. Raises `Aborted`; the caller then aborts the transport.
-        """
-        self.active += 1
+        """Give `count` bytes of `source` from `offset` to a connection's `duplicate`, whose
+        transport's own buffer is empty. Raises `Aborted`; the caller then aborts the transport."""
+        transfer = _Transfer(self, sock, source, offset, count, arrived)
+        self._active.add(transfer)
+        self.ready(transfer)
         try:
-            with _duplicate(transport) as sock:
-                transfer = _Transfer(self, sock, source, offset, count, moved)
-                self.ready(transfer)
-                try:
-                    await transfer.done
-                except Aborted as aborted:
-                    raise Aborted(aborted.reason, unacknowledged(sock)) from None
-                finally:
-                    transfer.stop()
+            await transfer.done
         finally:
-            self.active -= 1
+            transfer.stop()
+            self._active.remove(transfer)
 
     def ready(self, transfer: _Transfer) -> None:
         """This one's socket has room."""
@@ -244,18 +281,6 @@ class Sender:
             self._in_rounds = False
 
 
-def _duplicate(transport: asyncio.BaseTransport) -> socket.socket:
-    """Another descriptor of the connection: the transport's own is closed to `add_writer`."""
-    try:
-        sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-    except OSError as exc:  # the connection is gone, or there are no descriptors left
-        raise Aborted("no-descriptors" if exc.errno == errno.EMFILE else "aborted") from exc
-    sock.setblocking(False)
-    with contextlib.suppress(OSError):  # a connection that is gone says so when it is written to
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
-    return sock
-
-
 class _Transfer:
     """One body on its way. `done` ends with None or `Aborted`."""
 
@@ -266,7 +291,7 @@ class _Transfer:
         source: Source,
         offset: int,
         count: int,
-        moved: Callable[[int], None],
+        arrived: Arrived,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sender = sender
@@ -274,7 +299,7 @@ class _Transfer:
         self._source = source
         self._offset = offset
         self._left = count
-        self._moved = moved
+        self.arrived = arrived
         self._progress = self._loop.time()
         self._queued = 0
         self._room: _Room | None = None
@@ -285,6 +310,7 @@ class _Transfer:
     def stop(self) -> None:
         """Touch the socket no more."""
         self._watch.cancel()
+        self.arrived.look()
         if self._room is not None:
             self._room.forget(self._sock.fileno())
 
@@ -311,7 +337,8 @@ class _Transfer:
         self._offset += sent
         self._left -= sent
         self._progress = self._loop.time()
-        self._moved(sent)
+        self.arrived.given += sent
+        self.arrived.look()
         if self._left == 0:
             self.done.set_result(None)
         else:
@@ -344,7 +371,7 @@ class _Transfer:
     def _check(self) -> None:
         # A socket has room again when much of what it holds is gone: on a slow link that takes
         # longer than a reader may be silent.
-        queued, now = unacknowledged(self._sock), self._loop.time()
+        queued, now = self.arrived.look(), self._loop.time()
         if queued < self._queued:
             self._progress = now
         self._queued = queued

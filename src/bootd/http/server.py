@@ -179,6 +179,7 @@ class HttpServer:
         while True:
             await asyncio.sleep(TICK)
             now = loop.time()
+            self._sender.look()
             self._site.admission.measured((self._sender.moved - moved) / (now - then))
             moved, then = self._sender.moved, now
             self._tell_metrics()
