@@ -21,7 +21,6 @@ from bootd.model import (
     UnknownPolicy,
     parse_mac,
 )
-from bootd.overlay import template as module
 from bootd.overlay import tree
 from bootd.overlay.cpio import Entry
 from bootd.overlay.render import Shared, Which, check, render
@@ -170,11 +169,10 @@ def test_a_syntax_error_has_its_line() -> None:
         ("{{ node.uuid }}", "gave None"),
         ("{{ tags.items }}", "parentheses are missing"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
-        ("{{ node.__class__ }}", "SecurityError"),
-        ("{{ ().__class__.__bases__ }}", "SecurityError"),
+        ("{{ node.__class__ }}", "is unsafe"),
+        ("{{ ().__class__.__bases__ }}", "is unsafe"),
         ("{{ tags.update({}) }}", "access to attribute 'update'"),
         ("{% include 'other' %}", "TypeError"),
-        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
         ('{{ "a\\u0000b" | sh }}', "control characters"),
         ("{% file node %}{% endfile %}", "not a text"),
         ('{% file "a", 600 %}{% endfile %}', 'as "0600"'),
@@ -232,47 +230,27 @@ def test_an_empty_template_makes_an_empty_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "endless",
+    ("greedy", "says"),
     [
-        "{% for i in range(99999) %}\n{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-    ],
-)
-def test_what_would_never_end_ends(endless: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_STEPS", 1000)
-
-    assert "does not end: too many turns of loops, or calls" in reason(endless)
-
-
-@pytest.mark.parametrize(
-    ("large", "says"),
-    [
-        ('{{ "x" * 10**9 }}', "makes more than 1 MiB"),
-        ("{{ 10**9 * [node] }}", "makes more than 1 MiB"),
-        ("{{ 2 ** (9 ** 9) }}", "a power of more than 4096 bits"),
-        ('{% for i in range(17) %}{{ "x" * 2**16 }}{% endfor %}', "makes more than 1 MiB"),
         (
-            '{% for i in "abc" %}{% file i %}{{ "x" * 2**19 }}{% endfile %}{% endfor %}',
-            "makes more than 1 MiB",
+            "{% for i in range(99999) %}\n{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "x.j2:2: node n001: does not end: more than 10,000,000 turns of loops",
+        ),
+        (
+            '{% set big = "x" * 2**25 %}\n'
+            '{% for i in "ab" %}{% file i %}{{ big }}.{% endfile %}{% endfor %}',
+            "x.j2:2: node n001: makes more than 64 MiB; overlays are held in memory: put large "
+            "files into the image",
+        ),
+        ("{{ 2 ** (9 ** 9) }}", "x.j2:1: node n001: makes a number of more than 4,096 bits"),
+        (
+            "{% macro m() %}{{ m() }}{% endmacro %}\n{{ m() }}",
+            "x.j2:1: node n001: does not end: a macro or loop calls itself too often",
         ),
     ],
 )
-def test_what_would_not_fit_into_memory_is_an_error(
-    large: str, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_BYTES", 1 << 20)
-
-    assert says in reason(large)
-
-
-def test_loops_know_where_they_are_though_their_turns_are_counted() -> None:
-    looped = (
-        "{% for i in [3, 4] %}{{ i }}{{ loop.index }}/{{ loop.length }}"
-        "{{ '' if loop.last else ', ' }}{% endfor %}"
-        "{% for i in [] %}{% else %} none{% endfor %} {{ 2 ** 3 * 2 }}{{ 'ab' * 2 }}"
-    )
-
-    assert text(looped) == "31/2, 42/2 none 16abab"
+def test_a_template_that_would_not_end_or_not_fit_is_an_error(greedy: str, says: str) -> None:
+    assert says in reason(greedy)
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,15 @@ def test_a_value_is_not_a_template() -> None:
         ("#!ipxe\n{{ 1 / 0 }}\n", r"templates/x\.ipxe\.j2:2: ZeroDivisionError"),
         ("#!ipxe\n{{ ''.__class__.__mro__ }}\n", r"templates/x\.ipxe\.j2:2: .*unsafe"),
         ("#!ipxe\n{{ countdown(0) }}\n", r"templates/x\.ipxe\.j2:2: countdown of 0 s"),
+        (
+            "#!ipxe\n{% for a in range(9999) %}\n{% for b in range(999) %}{% endfor %}{% endfor %}",
+            r"templates/x\.ipxe\.j2:3: does not end: more than 1,000,000 turns of loops",
+        ),
+        ("#!ipxe\n{{ 'x' * 10**9 }}", r"templates/x\.ipxe\.j2:2: makes more than 4 MiB$"),
+        (
+            "#!ipxe\n{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+            r"templates/x\.ipxe\.j2:2: does not end: a macro or loop calls itself too often",
+        ),
         ("echo\n", r"templates/x\.ipxe\.j2:1: .*#!ipxe"),
     ],
 )

@@ -14,7 +14,7 @@ from functools import lru_cache
 from types import CodeType, MappingProxyType, TracebackType
 from typing import Any, Final
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2 import StrictUndefined, TemplateSyntaxError
 from jinja2 import Template as Compiled
 from jinja2.runtime import LoopContext
 
@@ -29,9 +29,10 @@ from bootd.model import (
     Template,
     dashed,
 )
-from bootd.sandbox import BoundedEnvironment
-from bootd.text import undefined
+from bootd.sandbox import BoundedEnvironment, Limits, reason
 
+LIMITS: Final = Limits(turns=1_000_000, size=4 << 20)
+"""Of one script. A second or less: others wait for it meanwhile."""
 _SEPARATORS: Final = frozenset("\x85\u2028\u2029")
 _LOOP: Final = frozenset(("index", "index0", "length", "first", "last", "previtem", "nextitem"))
 _PLAIN: Final[Mapping[type, frozenset[str]]] = MappingProxyType(
@@ -107,6 +108,7 @@ class Language:
         self, put: Callable[[Any], Any], helpers: Mapping[str, Callable[..., object]]
     ) -> None:
         self._environment = _Environment(
+            LIMITS,
             undefined=StrictUndefined,
             finalize=put,
             trim_blocks=True,
@@ -131,13 +133,9 @@ class Language:
             return compiled.render(values)
         except ScriptError as error:
             raise ScriptError(f"{_place(template, error.__traceback__)}: {error}") from None
-        except TemplateError as error:
-            what = undefined(error.message or "")
-            raise ScriptError(f"{_place(template, error.__traceback__)}: {what}") from None
         except Exception as error:  # whatever an expression may raise: 1/0, a wrong type, …
-            raise ScriptError(
-                f"{_place(template, error.__traceback__)}: {type(error).__name__}: {error}"
-            ) from None
+            what = reason(error)
+            raise ScriptError(f"{_place(template, error.__traceback__)}: {what}") from None
 
     def _compile(self, text: str, source: str) -> Compiled:
         try:

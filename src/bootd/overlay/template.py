@@ -7,7 +7,7 @@ it encloses into a file of its own, ``{% symlink "TARGET" %}`` makes this templa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import CodeType, MappingProxyType
@@ -18,20 +18,18 @@ from jinja2 import (
     Template,
     TemplateSyntaxError,
     Undefined,
-    UndefinedError,
     meta,
     nodes,
 )
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 from bootd.model import Condition
 from bootd.overlay.filters import FILTERS
 from bootd.overlay.links import TemplateValueError
-from bootd.text import undefined
+from bootd.sandbox import BoundedEnvironment, Limits, reason
 
 _SINK: Final = "bootd_files"
 """The variable that carries a rendering's `Rendered` to the statements that make files."""
@@ -57,15 +55,13 @@ ALL_NODES: Final = frozenset(("nodes", "known_hosts"))
 """A template that reads one of these changes when any node does."""
 
 
-MAX_STEPS: Final = 10_000_000
-"""Turns of loops that one rendering may take: a second or two. The hosts of 10,000 nodes with all
-their devices take 100,000."""
-CALL_STEPS: Final = 10
-"""What a call counts: it takes so many times as long."""
-MAX_BYTES: Final = 64 << 20
-"""What one template may make: as much as a whole overlay may have (`overlay.tree`)."""
-_MAX_POWER: Final = 4096
-"""Bits of a power: without a bound one expression stops the whole daemon."""
+LIMITS: Final = Limits(
+    turns=10_000_000,
+    size=64 << 20,
+    advice="; overlays are held in memory: put large files into the image",
+)
+"""Of one template: a second or two, and as much as a whole overlay may have (`overlay.tree`). The
+hosts of 10,000 nodes with all their devices take 100,000 turns."""
 
 
 class RenderError(Exception):
@@ -91,30 +87,14 @@ class Rendered:
 
     own: Made | None = None
     others: dict[str, Made] = field(default_factory=dict)
-    steps: int = 0
     size: int = 0
 
-    def step(self, steps: int = 1) -> None:
-        """Count a turn of a loop. Raises `TemplateValueError` where it is one too many: nothing
-        else ends two loops over all nodes in each other."""
-        self.steps += steps
-        if self.steps > MAX_STEPS:
-            raise TemplateValueError("does not end: too many turns of loops, or calls")
-
     def made(self, text: str, mode: int | None = None, *, link: bool = False) -> Made:
-        """`text` as bytes. Raises `TemplateValueError` where it is too much."""
+        """`text` as bytes. Raises `TooMuch` where it is too much."""
         content = text.encode()
         self.size += len(content)
-        _fits_memory(self.size)
+        LIMITS.fits(self.size)
         return Made(content, mode, link)
-
-
-def _fits_memory(size: int) -> None:
-    if size > MAX_BYTES:
-        raise TemplateValueError(
-            f"makes more than {MAX_BYTES >> 20} MiB; overlays are held in memory: put large files "
-            "into the image"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,20 +131,6 @@ class _Statements(Extension):
             return nodes.ExprStmt(call, lineno=token.lineno)
         body = parser.parse_statements(("name:endfile",), drop_needle=True)
         return nodes.CallBlock(call, [], [], body).set_lineno(token.lineno)
-
-    def counted(self, tree: nodes.Template) -> nodes.Template:
-        """`tree` with its loops' turns counted."""
-        for loop in tree.find_all(nodes.For):
-            assert isinstance(loop.iter, nodes.Expr)
-            arguments = [nodes.ContextReference(), loop.iter]
-            loop.iter = self.call_method("_turns", arguments, lineno=loop.iter.lineno)
-        return tree
-
-    def _turns(self, context: Context, items: Iterable[object]) -> Iterator[object]:
-        step = _rendered(context).step
-        for item in items:
-            step()
-            yield item
 
     def _skip(self, context: Context) -> None:
         _rendered(context).own = None
@@ -227,29 +193,9 @@ def _finalize(value: object) -> object:
     return value
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja2's sandbox, which also has an end."""
-
-    intercepted_binops = frozenset(("*", "**"))
-
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the sandbox's, and counted: a macro can call itself."""
-        _rendered(__context).step(CALL_STEPS)
-        return super().call(__context, __obj, *args, **kwargs)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Refuse what would not fit into memory."""
-        for one, other in ((left, right), (right, left)):
-            if operator == "*" and isinstance(one, str | list | tuple) and isinstance(other, int):
-                _fits_memory(len(one) * other)
-        whole = isinstance(left, int) and isinstance(right, int)
-        if operator == "**" and whole and left.bit_length() * right > _MAX_POWER:
-            raise TemplateValueError(f"a power of more than {_MAX_POWER} bits")
-        return super().call_binop(context, operator, left, right)
-
-
-def _environment(undefined: type[Undefined]) -> _Sandbox:
-    environment = _Sandbox(
+def _environment(undefined: type[Undefined]) -> BoundedEnvironment:
+    environment = BoundedEnvironment(
+        LIMITS,
         undefined=undefined,
         finalize=_finalize,
         keep_trailing_newline=True,
@@ -271,13 +217,11 @@ def compile_template(content: bytes, source: str) -> Compiled:
     return _compile(_ENVIRONMENT, content.decode("utf-8"), source)
 
 
-def _compile(environment: _Sandbox, text: str, source: str) -> Compiled:
+def _compile(environment: BoundedEnvironment, text: str, source: str) -> Compiled:
     try:
         tree = environment.parse(text, filename=source)
         names = frozenset(meta.find_undeclared_variables(tree))
-        statements = environment.extensions[_Statements.identifier]
-        assert isinstance(statements, _Statements)
-        code: CodeType = environment.compile(statements.counted(tree), filename=source)
+        code: CodeType = environment.compile(tree, filename=source)
     except TemplateSyntaxError as error:
         raise RenderError(source, error.lineno, error.message or "syntax error") from None
     template = Template.from_code(environment, code, environment.make_globals(None))
@@ -348,7 +292,5 @@ def _line(error: Exception, compiled: Compiled) -> int:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).replace("\n", " ")[:300]
-    if isinstance(error, UndefinedError | TemplateValueError) and text:
-        return undefined(text)
-    return f"{type(error).__name__}: {text}"
+    own = isinstance(error, TemplateValueError) and str(error)
+    return (own or reason(error)).replace("\n", " ")[:300]
