@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from bootd.boots import warewulf
 from bootd.boots.nodekeys import derive
+from bootd.http.admission import LARGE
 from bootd.http.answer import OpenFile
 from bootd.http.recode import Recoded
 from bootd.http.send import Aborted
@@ -398,6 +400,36 @@ def test_a_file_that_becomes_shorter_is_no_whole_one_in_another_form(tmp_path: P
         list(iter(source.read, b""))
     source.close()
     opened.close()
+
+
+def still_open(path: Path) -> int:
+    """How many descriptors of this process are of that file."""
+    return [fd.resolve() for fd in Path("/proc/self/fd").iterdir()].count(path)
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [("compress=xz", 404), ("compress=gz" + "&x" * 20, 400), ("compress=gz", 500)],
+)
+async def test_a_refused_form_holds_no_file_and_no_place(
+    service: Service, monkeypatch: pytest.MonkeyPatch, query: str, status: int
+) -> None:
+    """Anybody may ask, and again and again."""
+
+    def broken(_: OpenFile) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    image = service.registry.images["debian"]
+    kernel = artefact(service.folder, "kernel", bytes(LARGE))
+    changed = replace(image, artefacts={**image.artefacts, "kernel": kernel})
+    service.current.swap(replace(service.registry, images={"debian": changed}))
+    monkeypatch.setattr("bootd.http.recode.form_of", broken)
+
+    reply = await service.get(f"/kernel/{DASHED}?{query}")
+
+    assert reply.status == status
+    assert still_open(Path(kernel.path)) == 0
+    assert service.server._site.admission.active == 0
 
 
 async def test_any_number_of_clients_may_want_another_form(service: Service) -> None:

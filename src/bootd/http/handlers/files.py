@@ -52,8 +52,10 @@ async def artefact(
     if found is None:
         what = "archive of a root file system" if role == "image" else role
         raise NotFound(f"image {image.name} has no {what}", "no-image")
+    form = asked_form(asked)
     try:
-        answer = await _in_form(site, asked, await _opened(site, asked, found, node, boot))
+        opened = await _opened(site, asked, found, node, boot)
+        answer = await _in_form(site, asked, opened, form) if form else opened
     except Refusal as refusal:
         if boot is not None and refusal.status == 503 and asked.method != "HEAD":
             detail = "told to ask again"
@@ -74,15 +76,23 @@ async def artefact(
     return answer
 
 
-async def _in_form(site: Site, asked: Asked, answer: Answer) -> Answer:
-    """`answer` in the compression that was asked for: as it is where it has that, else made while
-    it is sent, of unknown length. Raises `NotFound`."""
-    form = asked_form(asked)
-    if not form or not isinstance(answer.body, OpenFile):
+async def _in_form(site: Site, asked: Asked, answer: Answer, form: str) -> Answer:
+    """`answer` in that compression: as it is where it has that, else made while it is sent, of
+    unknown length. Raises `Refusal`; then the answer holds nothing any more."""
+    if not isinstance(answer.body, OpenFile):
         return answer
     answer.holds = opened = answer.body
     loop = asyncio.get_running_loop()
-    if await loop.run_in_executor(site.disk, recode.form_of, opened) != form:
+    try:
+        stored = await loop.run_in_executor(site.disk, recode.form_of, opened)
+    except BaseException as exc:
+        answer.close()
+        if answer.ticket is not None:
+            site.admission.leave(answer.ticket, asked.now)
+        if isinstance(exc, OSError):
+            raise Refusal(500, "io-error", f"the {opened.name} cannot be read") from exc
+        raise
+    if stored != form:
         answer.body = recode.recoded(opened, form, site.disk, site.packing)
         answer.etag = answer.modified = ""
     return answer
