@@ -432,6 +432,24 @@ async def test_a_refused_form_holds_no_file_and_no_place(
     assert service.server._site.admission.active == 0
 
 
+async def test_a_form_that_ends_by_a_fault_is_no_whole_answer_to_an_old_client(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTP/1.0 has no chunks: what ends with its connection must not end as others do."""
+    pieces = [b"the beginning"]
+
+    def read(_: Recoded) -> bytes:
+        return pieces.pop()  # raises at the second time
+
+    monkeypatch.setattr(Recoded, "read", read)
+    reader, writer = await service.connect()
+    writer.write(f"GET /kernel/{DASHED}?compress=gz HTTP/1.0\r\n\r\n".encode())
+
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+
+
 async def test_any_number_of_clients_may_want_another_form(service: Service) -> None:
     content = bytes(range(256)) * 8000
     image = service.registry.images["debian"]

@@ -93,6 +93,11 @@ async def deliver(
         delivery.outcome = "stalled"
     except ConnectionError:
         delivery.outcome = "aborted"
+    except BaseException:
+        # To HTTP/1.0 a stream that is only closed is whole.
+        if request.transport is not None:
+            cut(request.transport)
+        raise
     if delivery.outcome != "ok":
         delivery.response.force_close()
         if request.transport is not None:
