@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, MutableMapping
@@ -144,6 +145,34 @@ async def test_a_truncated_file_is_no_whole_answer_over_tls_either(
     with pytest.raises((asyncio.IncompleteReadError, ConnectionError, ssl.SSLError)):
         await asyncio.wait_for(reader.readexactly(size), 10)
     writer.transport.abort()
+
+
+async def test_who_ends_tls_while_an_answer_is_made_is_no_news(
+    service: Service, certificates: list[TlsSettings], caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvloop closes then whatever it is told; it would warn each time that it is told otherwise."""
+    context = client(certificates[0])
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.server.tls_port)
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            writer.write(outgoing.read())
+            incoming.write(await asyncio.wait_for(reader.read(65536), 10))
+    tls.write(b"GET /kernel/52-54-00-12-34-56 HTTP/1.1\r\nHost: x\r\n\r\n")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.unwrap()
+
+    with capture_logs() as lines:
+        writer.write(outgoing.read())  # in one piece: the request is not answered yet
+        await until(lambda: bool(requests(lines)))
+
+    assert caplog.messages == []
+    assert [line["outcome"] for line in requests(lines)] == ["aborted"]
+    writer.close()
 
 
 async def subject(service: Service) -> str:

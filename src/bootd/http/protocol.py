@@ -308,9 +308,11 @@ class Connection(BaseProtocol):
                 self._refuse(431, "Request Header Fields Too Large", "the header is too large")
 
     def eof_received(self) -> bool:
-        """The client has closed its side. What it asked for before, it gets (RFC 9112, 9.6)."""
+        """The client has closed its side. What it asked for before, it gets (RFC 9112, 9.6), but
+        under TLS, only what was written already."""
         self.ended = True
-        return self._working or bool(self._queue)
+        # Under TLS uvloop closes in any case, and would log a warning that it does.
+        return self.ssl_context is None and (self._working or bool(self._queue))
 
     # ---- answering -------------------------------------------------------------------------------
 
