@@ -273,6 +273,25 @@ async def begin_download(
     return reader, writer, length
 
 
+async def test_without_a_descriptor_to_wait_by_one_transfer_ends_and_not_all(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    large_kernel(service, 32 << 20)
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr("bootd.http.send.select.epoll", none_left)
+        reader, writer, length = await begin_download(service)
+        assert len(await rest(reader)) < length
+        writer.close()
+
+    assert [line["outcome"] for line in logs] == ["io-error"]
+    reader, writer, length = await begin_download(service)
+    assert await reader.readexactly(length) == expected(length)
+    writer.close()
+
+
 async def test_a_file_that_is_replaced_or_deleted_is_sent_as_it_was(service: Service) -> None:
     size = 32 << 20
     path = large_kernel(service, size)

@@ -179,9 +179,10 @@ class _Room:
         loop.add_reader(self._epoll.fileno(), self._told)
 
     def watch(self, fd: int, has_room: Callable[[], None]) -> None:
-        """Call `has_room` at each edge until `forget`; at once where there is room now."""
-        self._waiting[fd] = has_room
+        """Call `has_room` at each edge until `forget`; at once where there is room now. Raises
+        `OSError`, and then there is nothing to forget."""
         self._epoll.register(fd, select.EPOLLOUT | select.EPOLLET)
+        self._waiting[fd] = has_room
 
     def forget(self, fd: int) -> None:
         """Before it is closed: a duplicate would be told of for ever."""
@@ -324,12 +325,11 @@ class _Transfer:
             if fetch is not None:
                 self._wait_for(fetch)
                 return 0
-            sent = self._source.send(self._sock, self._offset, limit)
-        except (BlockingIOError, InterruptedError):
-            self._wait_for_room()
-            return 0
+            sent = self._send(limit)
         except OSError as exc:
             self._end("io-error" if exc.errno in (errno.EIO, errno.EMFILE) else "aborted")
+            return 0
+        if sent is None:
             return 0
         if sent == 0:
             self._end("file-changed")
@@ -345,6 +345,15 @@ class _Transfer:
             # Also when the socket seems full: whether it is, only EAGAIN says (`_Room`).
             self._sender.ready(self)
         return sent
+
+    def _send(self, limit: int) -> int | None:
+        """How many bytes went; None where there is no room, which is then waited for. Raises
+        `OSError`, also where no descriptor is left to wait by."""
+        try:
+            return self._source.send(self._sock, self._offset, limit)
+        except (BlockingIOError, InterruptedError):
+            self._wait_for_room()
+            return None
 
     def _wait_for_room(self) -> None:
         self._waiting = True
