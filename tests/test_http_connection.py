@@ -785,6 +785,17 @@ async def test_a_client_that_asks_and_reads_nothing_is_let_go(service: Service) 
     writer.close()
 
 
+@pytest.mark.parametrize("host", ["xn--a", "xn--", "[::1]:1", "..", "h%00"])
+async def test_the_host_in_an_absolute_target_is_nothing_to_us(service: Service, host: str) -> None:
+    """Also where it is none that could be decoded: for a file, which goes out by a task."""
+    said = await everything(
+        service, f"GET http://{host}{KERNEL_PATH} HTTP/1.0\r\nHost: x\r\n\r\n".encode()
+    )
+
+    assert statuses(said) == [200]
+    assert said.endswith(KERNEL)
+
+
 async def test_a_fault_of_ours_is_told_and_ends_its_connection_only(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -406,7 +406,10 @@ class _Turn:
         writer = StreamWriter(self.connection, loop)
         # All that is asked of aiohttp's own handler is in `Connection` as well.
         protocol = cast(web.RequestHandler, self.connection)
-        return web.BaseRequest(self.message, self.payload, protocol, writer, task, loop)
+        message = self.message
+        if message.url.absolute:  # a host that is no name would be decoded, and that fails
+            message = message._replace(url=message.url.relative())
+        return web.BaseRequest(message, self.payload, protocol, writer, task, loop)
 
 
 def _fits(message: RawRequestMessage) -> bool:
