@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import socket
 import ssl
 import subprocess
+import sys
+import termios
 from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -173,6 +177,30 @@ async def test_who_ends_tls_while_an_answer_is_made_is_no_news(
     assert caplog.messages == []
     assert [line["outcome"] for line in requests(lines)] == ["aborted"]
     writer.close()
+
+
+async def test_what_waits_to_be_encrypted_has_not_arrived(
+    service: Service, certificates: list[TlsSettings]
+) -> None:
+    """Half a megabyte may, of a client that reads nothing; the rest is a socket's buffer."""
+    kernel = service.registry.images["debian"].artefacts["kernel"]
+    Path(kernel.path).write_bytes(bytes(32 << 20))
+    object.__setattr__(kernel, "size", 32 << 20)
+    boot, context = service.discover(), client(certificates[0])
+
+    def ask() -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", service.server.tls_port), 10)
+        encrypted = context.wrap_socket(plain, server_hostname="127.0.0.1")
+        encrypted.sendall(b"GET /kernel/52-54-00-12-34-56 HTTP/1.1\r\nHost: x\r\n\r\n")
+        return encrypted
+
+    with await asyncio.to_thread(ask) as sock:
+        (connection,) = service.server._connections.open
+        await until(lambda: connection.writing_paused)
+        told = boot.steps[-1].sent
+        has = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    assert told - has < 192 << 10
 
 
 async def subject(service: Service) -> str:

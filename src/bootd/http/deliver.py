@@ -152,7 +152,7 @@ async def _send_sized(
         moved(span.length)
     else:
         with duplicate(transport) as sock, _source(body, transport, sender) as source:
-            arrived = Arrived(sock, moved)
+            arrived = Arrived(sock, moved, transport.get_write_buffer_size)
             if transport.get_extra_info("sslcontext") is None:
                 await _send_past(transport, writer, first, sock, source, span, sender, arrived)
             else:

@@ -81,18 +81,22 @@ def unacknowledged(sock: SocketLike) -> int:
 
 class Arrived:
     """Counts a body as the kernel of its client acknowledges it: what waits in a socket whose
-    client leaves never arrives. `moved` is told of each more bytes."""
+    client leaves never arrives. `moved` is told of each more bytes; `held` says how many wait in
+    the transport, to be encrypted."""
 
-    def __init__(self, sock: SocketLike, moved: Callable[[int], None]) -> None:
+    def __init__(
+        self, sock: SocketLike, moved: Callable[[int], None], held: Callable[[], int]
+    ) -> None:
         self._sock = sock
         self._moved = moved
+        self._held = held
         self._told = 0
         self.given = 0
         """Bytes of the body that the socket was given."""
 
     def look(self) -> int:
         """Count what has been acknowledged since; how many bytes wait, the head's among them."""
-        waiting = unacknowledged(self._sock)
+        waiting = unacknowledged(self._sock) + self._held()
         self._tell(self.given - waiting)
         return waiting
 
