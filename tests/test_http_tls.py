@@ -144,38 +144,83 @@ async def test_a_truncated_file_is_no_whole_answer_over_tls_either(
     writer.write(b"GET /kernel/52-54-00-12-34-56 HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readuntil(b"\r\n\r\n")
 
-    Path(kernel.path).write_bytes(b"")
+    # In a thread: who truncates waits until the loop has given the lease back.
+    await asyncio.to_thread(Path(kernel.path).write_bytes, b"")
 
     with pytest.raises((asyncio.IncompleteReadError, ConnectionError, ssl.SSLError)):
         await asyncio.wait_for(reader.readexactly(size), 10)
     writer.transport.abort()
 
 
+class Tls:
+    """A client whose records are in our hands, so that they can be sent when we want."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+
+    async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Shake hands."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=65536)
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                writer.write(self._outgoing.read())
+                self._incoming.write(await asyncio.wait_for(reader.read(65536), 10))
+            else:
+                writer.write(self._outgoing.read())
+                return reader, writer
+
+    def asks(self, path: str) -> bytes:
+        """The records of a request."""
+        self._tls.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return self._outgoing.read()
+
+    def ends(self) -> bytes:
+        """The record that says that nothing more comes."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        return self._outgoing.read()
+
+
 async def test_who_ends_tls_while_an_answer_is_made_is_no_news(
     service: Service, certificates: list[TlsSettings], caplog: pytest.LogCaptureFixture
 ) -> None:
     """uvloop closes then whatever it is told; it would warn each time that it is told otherwise."""
-    context = client(certificates[0])
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
-    reader, writer = await asyncio.open_connection("127.0.0.1", service.server.tls_port)
-    while True:
-        try:
-            tls.do_handshake()
-            break
-        except ssl.SSLWantReadError:
-            writer.write(outgoing.read())
-            incoming.write(await asyncio.wait_for(reader.read(65536), 10))
-    tls.write(b"GET /kernel/52-54-00-12-34-56 HTTP/1.1\r\nHost: x\r\n\r\n")
-    with contextlib.suppress(ssl.SSLWantReadError):
-        tls.unwrap()
+    tls = Tls(client(certificates[0]))
+    _, writer = await tls.connect(service.server.tls_port)
 
     with capture_logs() as lines:
-        writer.write(outgoing.read())  # in one piece: the request is not answered yet
+        # In one piece: the request is not answered yet.
+        writer.write(tls.asks("/kernel/52-54-00-12-34-56") + tls.ends())
         await until(lambda: bool(requests(lines)))
 
     assert caplog.messages == []
     assert [line["outcome"] for line in requests(lines)] == ["aborted"]
+    writer.close()
+
+
+async def test_who_ends_tls_in_a_download_has_not_got_the_whole_file(
+    service: Service, certificates: list[TlsSettings], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is written then is dropped, without an error."""
+    size = 32 << 20
+    kernel = service.registry.images["debian"].artefacts["kernel"]
+    Path(kernel.path).write_bytes(bytes(size))
+    object.__setattr__(kernel, "size", size)
+    tls = Tls(client(certificates[0]))
+    reader, writer = await tls.connect(service.server.tls_port)
+    with capture_logs() as lines:
+        writer.write(tls.asks("/kernel/52-54-00-12-34-56"))
+        await asyncio.wait_for(reader.readexactly(65536), 10)
+        writer.write(tls.ends())
+        got = 65536 + len(await asyncio.wait_for(reader.read(), 10))
+        await until(lambda: bool(requests(lines)))
+
+    assert [line["outcome"] for line in requests(lines)] == ["aborted"]
+    assert requests(lines)[0]["bytes"] <= got < size
+    assert caplog.messages == []
     writer.close()
 
 

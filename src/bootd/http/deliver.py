@@ -234,6 +234,8 @@ async def _send_through(
         transport.write(await _read(body, start, size, sender))
         async with asyncio.timeout(sender.stall):
             await writer.drain()
+        if transport.is_closing():  # what was written since the client's end was dropped
+            raise Aborted("aborted")
         arrived.given += size
         arrived.look()
 

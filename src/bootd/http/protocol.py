@@ -252,6 +252,8 @@ class Connection(BaseProtocol):
     async def written(self) -> None:
         """Wait until what was written has left. Raises `ConnectionError`."""
         await self._drain_helper()
+        if self.transport is None:  # it was lost without an error
+            raise ConnectionResetError
 
     # ---- what the transport tells ----------------------------------------------------------------
 
