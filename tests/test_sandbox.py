@@ -58,6 +58,10 @@ def rendered(text: str, **values: object) -> str:
         "{{ '{:>5}{:{w}}{}'.format(1, 2, 3, w=4) }}{{ '{a:5}'.format_map({'a': 1}) }}",
         "{{ '{:9999}'.format('x') | length }}{{ '{:{w}}'.format('x', w=100000) | length }}",
         "{{ 10000000 | round(1) }}{{ 123456789 | string | center(11) }}",
+        "{{ names | map('upper') | join('-') }}{{ tree | sum(attribute='n') }}{{ names | max }}",
+        "{{ tree | selectattr('n', 'eq', 1) | map(attribute='n') | list }}{{ 'ba' | sort }}",
+        "{% for k, v in {'x': 1} | dictsort %}{{ k }}{{ v }}{% endfor %}{{ [] | join }}",
+        "{% filter upper %}{{ names | unique | join }}{% endfilter %}{{ nope | default([1]) }}",
         "{% set x %}{% for n in names %}{{ n }}{% endfor %}{% endset %}{{ x }}",
         "{% for i in range(700) %}{{ i }},{{ i }}{% endfor %}",
     ],
@@ -79,6 +83,9 @@ END = "{% endfor %}"
         f"{OVER}{OVER}{END}{OVER}{END}{END}",
         f"{OVER}{{% for y in range(40) | map('string') %}}{END}{END}",
         f"{OVER}{{% for y in range(40) if false %}}{END}{END}",
+        f"{OVER}{{{{ range(40) | map('string') | join }}}}{END}",
+        f"{OVER}{{{{ range(40) | select('odd') | list | length }}}}{END}",
+        f"{OVER}{{% set y = range(40) | sum %}}{END}",
         f"{OVER}{{% for y in range(40) %}}{{{{ loop.last }}}}{END}{END}",
         f"{{% macro m() %}}{OVER}{END}{{% endmacro %}}{OVER}{{{{ m() }}}}{END}",
         f"{{% macro m() %}}{OVER}{{{{ caller() }}}}{END}{{% endmacro %}}"
@@ -112,6 +119,7 @@ def test_all_loops_and_calls_of_one_rendering_count_together(text: str) -> None:
         "{% for a in many recursive %}{% endfor %}x",
         "{% for a in many if false recursive %}{% endfor %}x",
         "{% for a in many | map('string') %}{% endfor %}x",
+        "{% set a = many | map('string') | select | sort | list %}x",
         f"{{% macro m() %}}{{% endmacro %}}"
         f"{{% for a in range({TURNS // (CALL_TURNS + 1)}) %}}{{{{ m() }}}}{{% endfor %}}x",
     ],

@@ -2,9 +2,10 @@
 
 A template is the operator's, but one slip (every node for every node, of ten thousand) would keep a
 reload busy for hours, and a thread cannot be stopped from outside. The sandbox itself bounds
-``range`` only. What is bounded here is what a slip does: loops, macros that call themselves, the
-text that they make, products, powers and widths. Who means to fill the memory still can, with texts
-put together of themselves (``{% set x = x ~ x %}``, forty times).
+``range`` only. What is bounded here is what a slip does: loops, filters that go over all of
+something, macros that call themselves, the text that they make, products, powers and widths. Who
+means to fill the memory still can, with texts put together of themselves (``{% set x = x ~ x %}``,
+forty times).
 """
 
 from __future__ import annotations
@@ -31,6 +32,15 @@ MAX_WIDTH: Final = 100_000
 """Characters to pad to or indent by, digits to round to, columns: as many as ``range`` may have."""
 _PIECES: Final = 1000
 """Pieces of a text that are looked at together."""
+
+_NO_MORE: Final = frozenset(
+    ("batch", "dictsort", "groupby", "list", "map", "reject", "rejectattr", "select", "selectattr",
+     "sort", "unique")
+)  # fmt: skip
+"""Filters that go over all of what they are given and give no more than that: what goes on with it
+is not counted again."""
+_LOOPING: Final = _NO_MORE | {"join", "max", "min", "slice", "sum"}
+"""Filters that are loops, too."""
 
 # Names that no template can spell.
 _BUDGET: Final = "bootd budget"
@@ -136,6 +146,10 @@ def _filter(name: str, value: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
 
 
+def _is_counted(items: nodes.Expr) -> bool:
+    return isinstance(items, nodes.Filter) and items.name in _NO_MORE
+
+
 def _statement(name: str, where: nodes.Node) -> nodes.ExprStmt:
     line = where.lineno
     return nodes.ExprStmt(_filter(name, nodes.Const(None, lineno=line)), lineno=line)
@@ -161,13 +175,17 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         for loop in tree.find_all(nodes.For):
             if not loop.recursive:
                 assert isinstance(loop.iter, nodes.Expr)
-                loop.iter = _filter(_ITEMS, loop.iter)
+                if not _is_counted(loop.iter):
+                    loop.iter = _filter(_ITEMS, loop.iter)
             elif loop.test is None:  # what its calls of itself loop over stands nowhere
                 loop.body.insert(0, _statement(_TURN, loop))
             else:
                 line = loop.test.lineno
                 turn = _filter(_TURN, nodes.Const(True, lineno=line))
                 loop.test = nodes.And(turn, loop.test, lineno=line)
+        for going in list(tree.find_all(nodes.Filter)):
+            if going.name in _LOOPING and going.node is not None and not _is_counted(going.node):
+                going.node = _filter(_ITEMS, going.node)
         for called in tree.find_all((nodes.Macro, nodes.CallBlock, nodes.Block)):
             assert isinstance(called, nodes.Macro | nodes.CallBlock | nodes.Block)
             called.body.insert(0, _statement(_CALL, called))

@@ -60,8 +60,9 @@ LIMITS: Final = Limits(
     size=64 << 20,
     advice="; overlays are held in memory: put large files into the image",
 )
-"""Of one template: a second or two, and as much as a whole overlay may have (`overlay.tree`). The
-hosts of 10,000 nodes with all their devices take 100,000 turns."""
+"""Of one template: a second or two (ten of filters that read attributes), and as much as a whole
+overlay may have (`overlay.tree`). The hosts of 10,000 nodes with all their devices take 100,000
+turns."""
 
 
 class RenderError(Exception):
