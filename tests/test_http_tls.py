@@ -224,6 +224,22 @@ async def test_who_ends_tls_in_a_download_has_not_got_the_whole_file(
     writer.close()
 
 
+async def test_an_idle_client_that_gives_way_to_another_is_not_waited_for(
+    service: Service, certificates: list[TlsSettings]
+) -> None:
+    """Its descriptor is what the other one needs."""
+    service.server._connections.limit = 1
+    context = client(certificates[0])
+    reader, writer = await Tls(context).connect(service.server.tls_port)
+    service.writers.append(writer)
+    await until(lambda: len(service.server._connections.open) == 1)
+
+    assert (await get(service, "/healthz", context)).body == b"ok\n"
+
+    with contextlib.suppress(ConnectionError):
+        await asyncio.wait_for(reader.read(), 10)  # says nothing to the server's last word
+
+
 async def test_what_waits_to_be_encrypted_has_not_arrived(
     service: Service, certificates: list[TlsSettings]
 ) -> None:

@@ -163,7 +163,7 @@ class Connections:
             if oldest is None:
                 return False
             self.gone(oldest)
-            oldest.drop()
+            oldest.give_way()
         return True
 
     def gone(self, connection: Connection) -> None:
@@ -395,6 +395,13 @@ class Connection(BaseProtocol):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LAST_WORD)
         self._shut()
+
+    def give_way(self) -> None:
+        """Close for another one, which needs the descriptor now: TLS would keep it until the client
+        has said its last word, for half a minute."""
+        self.drop()
+        if self.ssl_context is not None and self.transport is not None:
+            self.transport.abort()
 
     def _shut(self) -> None:
         """Close, when what was written has left."""
