@@ -258,10 +258,12 @@ async def test_what_waits_to_be_encrypted_has_not_arrived(
     with await asyncio.to_thread(ask) as sock:
         (connection,) = service.server._connections.open
         await until(lambda: connection.writing_paused)
+        assert service.server._sender.active == 1  # bootd_transfers_in_flight
         told = boot.steps[-1].sent
         has = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
     assert told - has < 192 << 10
+    await until(lambda: service.server._sender.active == 0)
 
 
 async def subject(service: Service) -> str:

@@ -153,12 +153,13 @@ async def _send_sized(
     else:
         with duplicate(transport) as sock, _source(body, transport, sender) as source:
             arrived = Arrived(sock, moved, transport.get_write_buffer_size)
-            if transport.get_extra_info("sslcontext") is None:
-                await _send_past(transport, writer, first, sock, source, span, sender, arrived)
-            else:
-                await _send_through(transport, writer, first, body, span, sender, arrived)
-            stall, unsaid = sender.stall, _unsaid(request)
-            await all_arrived(transport, sock, arrived, stall, unsaid=unsaid)
+            with sender.under_way(arrived):
+                if transport.get_extra_info("sslcontext") is None:
+                    await _send_past(transport, writer, first, sock, source, span, sender, arrived)
+                else:
+                    await _send_through(transport, writer, first, body, span, sender, arrived)
+                stall, unsaid = sender.stall, _unsaid(request)
+                await all_arrived(transport, sock, arrived, stall, unsaid=unsaid)
     async with asyncio.timeout(sender.stall):
         await writer.drain()
 

@@ -23,7 +23,7 @@ import socket
 import sys
 import termios
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Final, Protocol
 
@@ -217,7 +217,7 @@ class Sender:
         self.executor = executor
         self.stall = stall
         self.leases = Leases()
-        self._active: set[_Transfer] = set()
+        self._active: set[Arrived] = set()
         self.moved = 0
         """Body bytes that arrived, of all transfers since the start."""
         self._ready: deque[_Transfer] = deque()
@@ -226,14 +226,23 @@ class Sender:
 
     @property
     def active(self) -> int:
-        """Transfers under way."""
+        """Transfers under way, over TLS too."""
         return len(self._active)
+
+    @contextlib.contextmanager
+    def under_way(self, arrived: Arrived) -> Iterator[None]:
+        """One transfer is, meanwhile."""
+        self._active.add(arrived)
+        try:
+            yield
+        finally:
+            self._active.remove(arrived)
 
     def look(self) -> None:
         """Count what has arrived of transfers whose sockets are full: these have no turn for as
         long as a slow client takes for a megabyte."""
-        for transfer in self._active:
-            transfer.arrived.look()
+        for arrived in self._active:
+            arrived.look()
 
     @property
     def room(self) -> _Room:
@@ -260,13 +269,11 @@ class Sender:
         """Give `count` bytes of `source` from `offset` to a connection's `duplicate`, whose
         transport's own buffer is empty. Raises `Aborted`; the caller then aborts the transport."""
         transfer = _Transfer(self, sock, source, offset, count, arrived)
-        self._active.add(transfer)
         self.ready(transfer)
         try:
             await transfer.done
         finally:
             transfer.stop()
-            self._active.remove(transfer)
 
     def ready(self, transfer: _Transfer) -> None:
         """This one's socket has room."""
@@ -304,7 +311,7 @@ class _Transfer:
         self._source = source
         self._offset = offset
         self._left = count
-        self.arrived = arrived
+        self._arrived = arrived
         self._progress = self._loop.time()
         self._queued = 0
         self._room: _Room | None = None
@@ -315,7 +322,7 @@ class _Transfer:
     def stop(self) -> None:
         """Touch the socket no more."""
         self._watch.cancel()
-        self.arrived.look()
+        self._arrived.look()
         if self._room is not None:
             self._room.forget(self._sock.fileno())
 
@@ -341,8 +348,8 @@ class _Transfer:
         self._offset += sent
         self._left -= sent
         self._progress = self._loop.time()
-        self.arrived.given += sent
-        self.arrived.look()
+        self._arrived.given += sent
+        self._arrived.look()
         if self._left == 0:
             self.done.set_result(None)
         else:
@@ -384,7 +391,7 @@ class _Transfer:
     def _check(self) -> None:
         # A socket has room again when much of what it holds is gone: on a slow link that takes
         # longer than a reader may be silent.
-        queued, now = self.arrived.look(), self._loop.time()
+        queued, now = self._arrived.look(), self._loop.time()
         if queued < self._queued:
             self._progress = now
         self._queued = queued
